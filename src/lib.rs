@@ -1,1 +1,11 @@
-//! Backstep.
+//! Backstep: the undo button of a Kubernetes namespace.
+//!
+//! Decisions are pure ([`domain`]), effects are thin (everything else). Without features only [`api`] and [`domain`] are built.
+#![warn(missing_docs)]
+
+pub mod api;
+pub mod domain;
+
+#[cfg(feature = "client")]
+#[allow(missing_docs)]
+pub mod repository;

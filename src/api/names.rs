@@ -1,0 +1,24 @@
+//! Names that other parties see: groups, labels, annotations, finalizers, field managers.
+
+/// API group of every kind.
+pub const GROUP: &str = "backstep.dev";
+/// Served and stored version.
+pub const VERSION: &str = "v1alpha1";
+/// Category: `kubectl get backstep` lists every kind.
+pub const CATEGORY: &str = "backstep";
+/// Field manager of every write that is Backstep's own.
+pub const FIELD_MANAGER: &str = "backstep";
+/// Holds a Snapshot until its contents are released.
+pub const SNAPSHOT_FINALIZER: &str = "backstep.dev/contents";
+/// Label: `"true"` keeps a snapshot for ever.
+pub const PINNED_LABEL: &str = "backstep.dev/pinned";
+/// Prefix of tag labels: `tag.backstep.dev/<name>`.
+pub const TAG_LABEL_PREFIX: &str = "tag.backstep.dev/";
+/// Label that every object of Backstep's own chart carries; such objects are never captured.
+pub const PART_OF_LABEL: &str = "app.kubernetes.io/part-of";
+/// Value of [`PART_OF_LABEL`] on Backstep's own objects.
+pub const PART_OF: &str = "backstep";
+/// Name of the chart's `ServiceAccount` and of the leader-election Lease.
+pub const OPERATOR: &str = "backstep";
+/// Namespace that the chart's manifests are written for; `helm --namespace` changes it.
+pub const DEFAULT_NAMESPACE: &str = "backstep-system";

@@ -1,0 +1,3 @@
+//! What Backstep decides. No I/O, no clock, no environment, no randomness.
+
+pub mod object;

@@ -1,0 +1,1 @@
+//! Captured contents: content-addressed, deduplicated, verified end to end.
