@@ -9,3 +9,14 @@ pub mod domain;
 #[cfg(feature = "client")]
 #[allow(missing_docs)]
 pub mod repository;
+
+#[cfg(feature = "client")]
+#[allow(missing_docs)]
+pub mod cluster;
+
+#[cfg(feature = "operator")]
+#[allow(missing_docs)]
+pub mod config;
+#[cfg(feature = "operator")]
+#[allow(missing_docs)]
+pub mod telemetry;
