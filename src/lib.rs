@@ -20,3 +20,10 @@ pub mod config;
 #[cfg(feature = "operator")]
 #[allow(missing_docs)]
 pub mod telemetry;
+
+#[cfg(feature = "cli")]
+#[allow(missing_docs)]
+pub mod cli;
+#[cfg(feature = "client")]
+#[allow(missing_docs)]
+pub mod ops;

@@ -23,7 +23,10 @@ pub struct Request {
 impl Request {
     /// The object as it would be sent, without `requestedBy`.
     pub fn object(&self, namespace: &str) -> Snapshot {
-        let mut metadata = ObjectMeta { namespace: Some(namespace.to_owned()), ..ObjectMeta::default() };
+        let mut metadata = ObjectMeta {
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        };
         match &self.name {
             Some(name) => metadata.name = Some(name.clone()),
             None => {
@@ -33,7 +36,11 @@ impl Request {
         if self.pin {
             metadata.labels = Some([(names::PINNED_LABEL.to_owned(), "true".to_owned())].into());
         }
-        Snapshot { metadata, spec: self.spec.clone(), status: None }
+        Snapshot {
+            metadata,
+            spec: self.spec.clone(),
+            status: None,
+        }
     }
 }
 
@@ -44,22 +51,33 @@ impl Request {
 pub async fn create(session: &Session, request: &Request, dry_run: bool) -> Result<Snapshot> {
     let namespace = &session.namespace;
     if *namespace == session.operator_namespace {
-        return Err(Error::new(Class::Refused, format!("namespace {namespace} is not captured"))
-            .because("it is the operator's own")
-            .fix("name the namespace of your application with -n"));
+        return Err(
+            Error::new(Class::Refused, format!("namespace {namespace} is not captured"))
+                .because("it is the operator's own")
+                .fix("name the namespace of your application with -n"),
+        );
     }
     let mut object = request.object(namespace);
     if object.spec.requested_by.is_none() {
         object.spec.requested_by = Some(session.identity().await?);
     }
     let api = session.snapshots();
-    let params = PostParams { dry_run, field_manager: Some("kubectl-backstep".into()) };
-    let what = format!("create snapshot {}in {namespace}", request.name.as_ref().map(|n| format!("{n} ")).unwrap_or_default());
+    let params = PostParams {
+        dry_run,
+        field_manager: Some("kubectl-backstep".into()),
+    };
+    let what = format!(
+        "create snapshot {}in {namespace}",
+        request.name.as_ref().map(|n| format!("{n} ")).unwrap_or_default()
+    );
     match session.once(&what, || api.create(&params, &object)).await {
         Err(error) if error.class == Class::NotFound => {
             // The server names the namespace, not the snapshot, in this answer.
             let namespaces: Api<Namespace> = Api::all(session.client.clone());
-            match session.repeat("read the namespace", || namespaces.get_opt(namespace)).await {
+            match session
+                .repeat("read the namespace", || namespaces.get_opt(namespace))
+                .await
+            {
                 Ok(None) => Err(Error::not_found(format!("namespace {namespace} does not exist"))
                     .fix("name an existing namespace with -n, or create it first")),
                 _ => Err(error),
@@ -93,7 +111,9 @@ pub fn filter(text: &str) -> Result<ObjectFilter> {
             vec![kind.to_owned()]
         }
         _ => {
-            return Err(invalid().because(format!("`{kind}` is not a kind: kinds are written as in manifests, for example ConfigMap")));
+            return Err(invalid().because(format!(
+                "`{kind}` is not a kind: kinds are written as in manifests, for example ConfigMap"
+            )));
         }
     };
     let names = match name {
@@ -157,9 +177,15 @@ pub fn selector(text: &str) -> Result<LabelSelector> {
             expressions.push(requirement(part, "Exists", None));
         }
     }
-    let keys = labels.keys().map(String::as_str).chain(expressions.iter().map(|e| e.key.as_str()));
+    let keys = labels
+        .keys()
+        .map(String::as_str)
+        .chain(expressions.iter().map(|e| e.key.as_str()));
     for key in keys {
-        let ok = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
+        let ok = !key.is_empty()
+            && key
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
         if !ok {
             return Err(invalid(key));
         }
@@ -207,16 +233,31 @@ mod tests {
         };
         assert_eq!(filter("Secret").unwrap(), of(None, "Secret", None));
         assert_eq!(filter("Secret/*-tls").unwrap(), of(None, "Secret", Some("*-tls")));
-        assert_eq!(filter("apps/Deployment/web").unwrap(), of(Some("apps"), "Deployment", Some("web")));
+        assert_eq!(
+            filter("apps/Deployment/web").unwrap(),
+            of(Some("apps"), "Deployment", Some("web"))
+        );
         assert_eq!(filter("core/Service/*").unwrap(), of(Some(""), "Service", None));
         assert_eq!(filter("/Service/web").unwrap(), of(Some(""), "Service", Some("web")));
-        assert_eq!(filter("Deployment.apps/web").unwrap(), of(Some("apps"), "Deployment", Some("web")));
+        assert_eq!(
+            filter("Deployment.apps/web").unwrap(),
+            of(Some("apps"), "Deployment", Some("web"))
+        );
         assert!(filter("apps/*/*").unwrap().kinds.is_empty());
     }
 
     #[test]
     fn filters_that_mean_nothing_or_everything_are_refused() {
-        for text in ["", "*", "*/*", "deployments", "a/b/c/d", "Secret/", "apps/Deployment.apps/web", "*/*/*"] {
+        for text in [
+            "",
+            "*",
+            "*/*",
+            "deployments",
+            "a/b/c/d",
+            "Secret/",
+            "apps/Deployment.apps/web",
+            "*/*/*",
+        ] {
             assert_eq!(filter(text).unwrap_err().class, Class::Usage, "{text}");
         }
     }
@@ -226,7 +267,12 @@ mod tests {
         let read = selector("a=b, c==d,e!=f,g in (h, i),j notin (k),l,!m").unwrap();
         let labels = read.match_labels.unwrap();
         assert_eq!((labels["a"].as_str(), labels["c"].as_str()), ("b", "d"));
-        let operators: Vec<_> = read.match_expressions.unwrap().into_iter().map(|e| (e.key, e.operator, e.values)).collect();
+        let operators: Vec<_> = read
+            .match_expressions
+            .unwrap()
+            .into_iter()
+            .map(|e| (e.key, e.operator, e.values))
+            .collect();
         let some = |values: &[&str]| Some(values.iter().map(ToString::to_string).collect::<Vec<_>>());
         let expected = [
             ("e", "NotIn", some(&["f"])),
@@ -247,7 +293,10 @@ mod tests {
 
     #[test]
     fn a_snapshot_without_a_name_gets_one_from_its_lineage() {
-        let mut request = Request { pin: true, ..Request::default() };
+        let mut request = Request {
+            pin: true,
+            ..Request::default()
+        };
         request.spec.lineage = Some("shop".into());
         let object = request.object("team");
         assert_eq!(object.metadata.generate_name.as_deref(), Some("shop-"));

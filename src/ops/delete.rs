@@ -10,17 +10,25 @@ use crate::api::{Snapshot, names};
 
 /// Whether the label says to keep it for ever.
 pub fn is_pinned(snapshot: &Snapshot) -> bool {
-    snapshot.labels().get(names::PINNED_LABEL).is_some_and(|value| value == "true")
+    snapshot
+        .labels()
+        .get(names::PINNED_LABEL)
+        .is_some_and(|value| value == "true")
 }
 
 /// Deletes exactly this snapshot: one that took its name since is left alone.
 pub async fn delete(session: &Session, snapshot: &Snapshot) -> Result<()> {
     let name = snapshot.name_any();
     let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: snapshot.uid(), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: snapshot.uid(),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
     let api = session.snapshots();
-    session.repeat(&format!("delete snapshot {name}"), || api.delete(&name, &params)).await?;
+    session
+        .repeat(&format!("delete snapshot {name}"), || api.delete(&name, &params))
+        .await?;
     Ok(())
 }

@@ -26,7 +26,10 @@ pub fn parse(text: &str) -> Result<Duration> {
             _ => return Err(invalid()),
         };
         rest = &rest[unit..];
-        let part = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(invalid)?;
+        let part = number
+            .checked_mul(millis)
+            .map(Duration::from_millis)
+            .ok_or_else(invalid)?;
         total = total.checked_add(part).ok_or_else(invalid)?;
     }
     if text.is_empty() { Err(invalid()) } else { Ok(total) }
@@ -63,7 +66,17 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_without_overflow() {
-        for text in ["", "10", "h", "1w", "-1h", "1 h", "99999999999999999999h", "18446744073709551615d", "1h2"] {
+        for text in [
+            "",
+            "10",
+            "h",
+            "1w",
+            "-1h",
+            "1 h",
+            "99999999999999999999h",
+            "18446744073709551615d",
+            "1h2",
+        ] {
             assert_eq!(parse(text).unwrap_err().class, crate::ops::Class::Usage, "{text}");
         }
     }

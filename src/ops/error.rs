@@ -46,7 +46,12 @@ pub struct Error {
 impl Error {
     /// An error that says only what happened; add [`Self::because`] and [`Self::fix`].
     pub fn new(class: Class, what: impl Into<String>) -> Self {
-        Self { class, what: what.into(), why: None, fix: None }
+        Self {
+            class,
+            what: what.into(),
+            why: None,
+            fix: None,
+        }
     }
 
     /// [`Class::Usage`].
@@ -112,7 +117,11 @@ impl From<cluster::Error> for Error {
         }
         match error {
             cluster::Error::Api { what, source } => {
-                let text = cluster::Error::Api { what: String::new(), source }.to_string();
+                let text = cluster::Error::Api {
+                    what: String::new(),
+                    source,
+                }
+                .to_string();
                 Self::new(Class::Unavailable, format!("cannot {what}"))
                     .because(text.trim_start_matches(": ").to_owned())
                     .fix("check that the API server of your context is reachable: kubectl cluster-info")
@@ -120,9 +129,8 @@ impl From<cluster::Error> for Error {
             cluster::Error::Deadline { what, after } => Self::new(Class::TimedOut, format!("cannot {what}"))
                 .because(format!("no answer within {} s", after.as_secs()))
                 .fix("check the API server (kubectl get --raw /readyz), or raise --request-timeout"),
-            cluster::Error::Unreadable { what, source } => {
-                Self::internal(format!("cannot {what}")).because(format!("the server's answer cannot be read: {source}"))
-            }
+            cluster::Error::Unreadable { what, source } => Self::internal(format!("cannot {what}"))
+                .because(format!("the server's answer cannot be read: {source}")),
             cluster::Error::Config(why) => Self::new(Class::Unavailable, "cannot find a cluster to talk to")
                 .because(why)
                 .fix("set KUBECONFIG, or pass --kubeconfig and --context"),
@@ -139,7 +147,8 @@ fn from_status(what: &str, status: &kube::core::Status) -> Error {
         401 => of(Class::Forbidden).fix("log in again: the API server does not know your credentials"),
         // An admission policy's refusal says itself what to do.
         403 if status.message.contains("denied request") => of(Class::Refused),
-        403 => of(Class::Forbidden).fix("ask an administrator for this right; `kubectl backstep doctor` lists what is needed"),
+        403 => of(Class::Forbidden)
+            .fix("ask an administrator for this right; `kubectl backstep doctor` lists what is needed"),
         404 if named => of(Class::NotFound).fix("list what there is: kubectl backstep snapshot list"),
         404 => of(Class::Unavailable)
             .fix("is Backstep installed in this cluster? `kubectl backstep doctor` says what is missing"),
@@ -154,26 +163,43 @@ mod tests {
 
     fn api(code: u16, message: &str, name: &str) -> Error {
         let mut status = kube::core::Status::failure(message, "Reason").with_code(code);
-        status.details = Some(kube::core::response::StatusDetails { name: name.into(), ..Default::default() });
-        Error::from(cluster::Error::api("get snapshot web", kube::Error::Api(status.boxed())))
+        status.details = Some(kube::core::response::StatusDetails {
+            name: name.into(),
+            ..Default::default()
+        });
+        Error::from(cluster::Error::api(
+            "get snapshot web",
+            kube::Error::Api(status.boxed()),
+        ))
     }
 
     #[test]
     fn a_missing_object_and_a_missing_kind_are_told_apart() {
         assert_eq!(api(404, "snapshots \"web\" not found", "web").class, Class::NotFound);
-        assert_eq!(api(404, "the server could not find the requested resource", "").class, Class::Unavailable);
+        assert_eq!(
+            api(404, "the server could not find the requested resource", "").class,
+            Class::Unavailable
+        );
     }
 
     #[test]
     fn a_policy_refusal_is_not_a_missing_right() {
-        assert_eq!(api(403, "snapshots is forbidden: User \"x\" cannot create", "").class, Class::Forbidden);
+        assert_eq!(
+            api(403, "snapshots is forbidden: User \"x\" cannot create", "").class,
+            Class::Forbidden
+        );
         let denied = "snapshots \"a\" is forbidden: ValidatingAdmissionPolicy 'x' with binding 'x' denied request: no";
         assert_eq!(api(403, denied, "a").class, Class::Refused);
     }
 
     #[test]
     fn the_text_says_what_why_and_how_to_fix() {
-        let error = Error::not_found("no such snapshot").because("it was deleted").fix("list them");
-        assert_eq!(error.to_string(), "no such snapshot\n  why: it was deleted\n  fix: list them");
+        let error = Error::not_found("no such snapshot")
+            .because("it was deleted")
+            .fix("list them");
+        assert_eq!(
+            error.to_string(),
+            "no such snapshot\n  why: it was deleted\n  fix: list them"
+        );
     }
 }

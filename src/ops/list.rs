@@ -85,11 +85,17 @@ mod tests {
     fn versions_sort_as_numbers_and_unversioned_snapshots_come_last() {
         let named = |name: &str, version: Option<i64>| {
             let mut snapshot = Snapshot::new(name, crate::api::SnapshotSpec::default());
-            snapshot.status = Some(SnapshotStatus { version, ..SnapshotStatus::default() });
+            snapshot.status = Some(SnapshotStatus {
+                version,
+                ..SnapshotStatus::default()
+            });
             snapshot
         };
         let mut all = vec![named("c", None), named("b", Some(10)), named("a", Some(9))];
         sort(&mut all);
-        assert_eq!(all.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(
+            all.iter().map(ResourceExt::name_any).collect::<Vec<_>>(),
+            ["a", "b", "c"]
+        );
     }
 }

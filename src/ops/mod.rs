@@ -5,10 +5,13 @@ pub mod delete;
 pub mod doctor;
 pub mod duration;
 pub mod error;
+pub mod facts;
 pub mod list;
 pub mod reference;
+pub mod repository;
 pub mod session;
 pub mod status;
+pub mod store;
 pub mod tag;
 pub mod wait;
 

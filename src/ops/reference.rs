@@ -35,9 +35,10 @@ impl FromStr for Reference {
         }
         if let Some((lineage, version)) = text.split_once('@') {
             return match version.parse::<i64>() {
-                Ok(version) if version >= 1 && is_dns_name(lineage) => {
-                    Ok(Self::Version { lineage: lineage.to_owned(), version })
-                }
+                Ok(version) if version >= 1 && is_dns_name(lineage) => Ok(Self::Version {
+                    lineage: lineage.to_owned(),
+                    version,
+                }),
                 _ => Err(Error::usage(format!("`{text}` names no version of a lineage")).fix(fix)),
             };
         }
@@ -69,7 +70,9 @@ fn is_dns_name(text: &str) -> bool {
     text.len() <= 253
         && edge(text.chars().next())
         && edge(text.chars().last())
-        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'))
 }
 
 /// Whether `text` can be a tag: it must be the name part of a label key.
@@ -78,7 +81,9 @@ pub fn is_tag(text: &str) -> bool {
     text.len() <= 63
         && edge(text.chars().next())
         && edge(text.chars().last())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 /// Lineage of a snapshot.
@@ -88,8 +93,18 @@ pub fn lineage(snapshot: &Snapshot) -> &str {
 
 /// Tags of a snapshot: those it was made with and those given later, in order, each once.
 pub fn tags(snapshot: &Snapshot) -> Vec<String> {
-    let given = snapshot.labels().keys().filter_map(|key| key.strip_prefix(names::TAG_LABEL_PREFIX));
-    let mut tags: Vec<String> = snapshot.spec.tags.iter().map(String::as_str).chain(given).map(str::to_owned).collect();
+    let given = snapshot
+        .labels()
+        .keys()
+        .filter_map(|key| key.strip_prefix(names::TAG_LABEL_PREFIX));
+    let mut tags: Vec<String> = snapshot
+        .spec
+        .tags
+        .iter()
+        .map(String::as_str)
+        .chain(given)
+        .map(str::to_owned)
+        .collect();
     tags.sort();
     tags.dedup();
     tags
@@ -115,15 +130,22 @@ pub async fn resolve(session: &Session, reference: &Reference) -> Result<Snapsho
     let missing = |why: String| {
         Error::not_found(format!("there is no snapshot {reference} in namespace {namespace}"))
             .because(why)
-            .fix(format!("list what there is: kubectl backstep snapshot list -n {namespace}"))
+            .fix(format!(
+                "list what there is: kubectl backstep snapshot list -n {namespace}"
+            ))
     };
     match reference {
         Reference::Name(name) => {
             let api = session.snapshots();
-            let found = session.repeat(&format!("read snapshot {name} in {namespace}"), || api.get_opt(name)).await?;
+            let found = session
+                .repeat(&format!("read snapshot {name} in {namespace}"), || api.get_opt(name))
+                .await?;
             found.ok_or_else(|| missing("no object has this name".into()))
         }
-        Reference::Version { lineage: wanted, version } => {
+        Reference::Version {
+            lineage: wanted,
+            version,
+        } => {
             let all = list::all(session, list::Scope::Namespace, &ListParams::default()).await?;
             let known: Vec<i64> = all
                 .iter()
@@ -141,8 +163,7 @@ pub async fn resolve(session: &Session, reference: &Reference) -> Result<Snapsho
         }
         Reference::Tag(tag) => {
             let all = list::all(session, list::Scope::Namespace, &ListParams::default()).await?;
-            let mut carriers: Vec<Snapshot> =
-                all.into_iter().filter(|s| tags(s).iter().any(|t| t == tag)).collect();
+            let mut carriers: Vec<Snapshot> = all.into_iter().filter(|s| tags(s).iter().any(|t| t == tag)).collect();
             // Only Ready snapshots compete for a tag; without one, say what the others are.
             let ready = carriers.iter().filter(|s| phase(s) == SnapshotPhase::Ready).count();
             if ready > 0 {
@@ -150,17 +171,22 @@ pub async fn resolve(session: &Session, reference: &Reference) -> Result<Snapsho
             }
             match carriers.len() {
                 0 => Err(missing("no snapshot carries this tag".into())),
-                1 => carriers.pop().ok_or_else(|| missing("no snapshot carries this tag".into())),
+                1 => carriers
+                    .pop()
+                    .ok_or_else(|| missing("no snapshot carries this tag".into())),
                 _ => {
                     let names: Vec<String> = carriers
                         .iter()
                         .map(|s| versioned(s).map_or_else(|| s.name_any(), |v| format!("{} ({v})", s.name_any())))
                         .collect();
-                    Err(Error::new(Class::Refused, format!("tag {tag} is ambiguous in namespace {namespace}"))
-                        .because(format!("{} snapshots carry it: {}", names.len(), names.join(", ")))
-                        .fix(format!(
-                            "name one of them, or take the tag off the others: kubectl backstep snapshot tag NAME {tag}-"
-                        )))
+                    Err(Error::new(
+                        Class::Refused,
+                        format!("tag {tag} is ambiguous in namespace {namespace}"),
+                    )
+                    .because(format!("{} snapshots carry it: {}", names.len(), names.join(", ")))
+                    .fix(format!(
+                        "name one of them, or take the tag off the others: kubectl backstep snapshot tag NAME {tag}-"
+                    )))
                 }
             }
         }
@@ -174,14 +200,25 @@ mod tests {
     #[test]
     fn the_three_ways_to_name_a_snapshot_are_told_apart() {
         assert_eq!("web-1".parse(), Ok(Reference::Name("web-1".into())));
-        assert_eq!("shop@7".parse(), Ok(Reference::Version { lineage: "shop".into(), version: 7 }));
+        assert_eq!(
+            "shop@7".parse(),
+            Ok(Reference::Version {
+                lineage: "shop".into(),
+                version: 7
+            })
+        );
         assert_eq!("tag:release-1.8".parse(), Ok(Reference::Tag("release-1.8".into())));
-        assert_eq!("snapshot.backstep.dev/web-1".parse(), Ok(Reference::Name("web-1".into())));
+        assert_eq!(
+            "snapshot.backstep.dev/web-1".parse(),
+            Ok(Reference::Name("web-1".into()))
+        );
     }
 
     #[test]
     fn what_names_nothing_is_a_usage_error() {
-        for text in ["", "shop@", "shop@0", "shop@-1", "@3", "tag:", "tag:-x", "Upper", "a/b", "pod/web", "a b", "shop@x"] {
+        for text in [
+            "", "shop@", "shop@0", "shop@-1", "@3", "tag:", "tag:-x", "Upper", "a/b", "pod/web", "a b", "shop@x",
+        ] {
             assert_eq!(text.parse::<Reference>().unwrap_err().class, Class::Usage, "{text}");
         }
     }

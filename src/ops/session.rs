@@ -57,7 +57,10 @@ impl Session {
         if !options.impersonate_groups.is_empty() {
             config.auth_info.impersonate_groups = Some(options.impersonate_groups.clone());
         }
-        let namespace = options.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = options
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
         Ok(Self {
             client: cluster::client::client(config)?,
             namespace,
@@ -82,7 +85,10 @@ impl Session {
     /// The same session in another namespace.
     #[must_use]
     pub fn in_namespace(&self, namespace: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), ..self.clone() }
+        Self {
+            namespace: namespace.into(),
+            ..self.clone()
+        }
     }
 
     /// Snapshots of the session's namespace.
@@ -134,7 +140,12 @@ impl Session {
             if !not_begun || started.elapsed() + delay > Duration::from_secs(15) {
                 return Err(error.into());
             }
-            tokio::time::sleep(error.retry_after().map_or(delay, |asked| asked.min(Duration::from_secs(5)))).await;
+            tokio::time::sleep(
+                error
+                    .retry_after()
+                    .map_or(delay, |asked| asked.min(Duration::from_secs(5))),
+            )
+            .await;
             delay = (delay * 2).min(Duration::from_secs(2));
         }
     }
@@ -143,7 +154,9 @@ impl Session {
     pub async fn whoami(&self) -> Result<UserInfo> {
         let api: Api<SelfSubjectReview> = Api::all(self.client.clone());
         let review = self
-            .repeat("ask who you are", || async { api.create(&PostParams::default(), &SelfSubjectReview::default()).await })
+            .repeat("ask who you are", || async {
+                api.create(&PostParams::default(), &SelfSubjectReview::default()).await
+            })
             .await?;
         review
             .status

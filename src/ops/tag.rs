@@ -30,8 +30,9 @@ impl Change {
                 None => (word.as_str(), &mut change.add),
             };
             if !reference::is_tag(tag) {
-                return Err(Error::usage(format!("`{tag}` cannot be a tag"))
-                    .because("a tag is at most 63 letters, digits, `-`, `_` and `.`, and begins and ends with a letter or digit"));
+                return Err(Error::usage(format!("`{tag}` cannot be a tag")).because(
+                    "a tag is at most 63 letters, digits, `-`, `_` and `.`, and begins and ends with a letter or digit",
+                ));
             }
             list.push(tag.to_owned());
         }
@@ -60,9 +61,11 @@ pub async fn tag(session: &Session, reference: &Reference, change: &Change) -> R
     let name = snapshot.name_any();
     for tag in &change.remove {
         if snapshot.spec.tags.contains(tag) {
-            return Err(Error::new(Class::Refused, format!("tag {tag} cannot be taken off snapshot {name}"))
-                .because("it is in spec.tags, and the spec of a Snapshot never changes")
-                .fix("take a new snapshot, and put tags on with `kubectl backstep snapshot tag`"));
+            return Err(
+                Error::new(Class::Refused, format!("tag {tag} cannot be taken off snapshot {name}"))
+                    .because("it is in spec.tags, and the spec of a Snapshot never changes")
+                    .fix("take a new snapshot, and put tags on with `kubectl backstep snapshot tag`"),
+            );
         }
     }
     let key = |tag: &String| format!("{}{tag}", names::TAG_LABEL_PREFIX);
@@ -73,10 +76,15 @@ pub async fn tag(session: &Session, reference: &Reference, change: &Change) -> R
         .chain(change.remove.iter().map(|tag| (key(tag), Value::Null)))
         .collect();
     // The uid makes the server refuse when another snapshot has taken the name meanwhile.
-    let patch = json!({"metadata": {"uid": snapshot.uid(), "labels": labels}});
+    let patch = Patch::Merge(json!({"metadata": {"uid": snapshot.uid(), "labels": labels}}));
     let api = session.snapshots();
-    let params = PatchParams { field_manager: Some("kubectl-backstep".into()), ..PatchParams::default() };
-    let snapshot = session.repeat(&format!("tag snapshot {name}"), || api.patch(&name, &params, &Patch::Merge(&patch))).await?;
+    let params = PatchParams {
+        field_manager: Some("kubectl-backstep".into()),
+        ..PatchParams::default()
+    };
+    let snapshot = session
+        .repeat(&format!("tag snapshot {name}"), || api.patch(&name, &params, &patch))
+        .await?;
     let mut ambiguous = Vec::new();
     if !change.add.is_empty() {
         for other in list::all(session, list::Scope::Namespace, &ListParams::default()).await? {
@@ -86,7 +94,11 @@ pub async fn tag(session: &Session, reference: &Reference, change: &Change) -> R
             if rival {
                 let tags = reference::tags(&other);
                 ambiguous.extend(
-                    change.add.iter().filter(|tag| tags.contains(tag)).map(|tag| (tag.clone(), other.name_any())),
+                    change
+                        .add
+                        .iter()
+                        .filter(|tag| tags.contains(tag))
+                        .map(|tag| (tag.clone(), other.name_any())),
                 );
             }
         }
@@ -101,7 +113,13 @@ mod tests {
     #[test]
     fn a_trailing_dash_takes_a_tag_off() {
         let change = Change::parse(&["stable".into(), "old-".into()]).unwrap();
-        assert_eq!(change, Change { add: vec!["stable".into()], remove: vec!["old".into()] });
+        assert_eq!(
+            change,
+            Change {
+                add: vec!["stable".into()],
+                remove: vec!["old".into()]
+            }
+        );
     }
 
     #[test]

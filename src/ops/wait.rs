@@ -14,7 +14,12 @@ use crate::cluster;
 ///
 /// # Errors
 /// `Failed` when the operator gave up, `NotFound` when the snapshot is gone, `TimedOut` after `deadline` with what was seen last.
-pub async fn ready(session: &Session, name: &str, deadline: Duration, mut seen: impl FnMut(&Snapshot)) -> Result<Snapshot> {
+pub async fn ready(
+    session: &Session,
+    name: &str,
+    deadline: Duration,
+    mut seen: impl FnMut(&Snapshot),
+) -> Result<Snapshot> {
     let mut last: Option<Snapshot> = None;
     let outcome = tokio::time::timeout(deadline, async {
         let mut states = pin!(watcher::watch_object(session.snapshots(), name));
@@ -54,7 +59,13 @@ fn watch_failed(name: &str, failures: u32, error: watcher::Error) -> Result<()> 
         | watcher::Error::WatchStartFailed(source)
         | watcher::Error::WatchFailed(source) => source,
         watcher::Error::WatchError(status) => kube::Error::Api(status),
-        other => return if failures > 10 { Err(Error::internal(format!("cannot {what}")).because(other.to_string())) } else { Ok(()) },
+        other => {
+            return if failures > 10 {
+                Err(Error::internal(format!("cannot {what}")).because(other.to_string()))
+            } else {
+                Ok(())
+            };
+        }
     };
     let error = cluster::Error::api(what, source);
     let lasting = matches!(error.class(), cluster::Class::Forbidden | cluster::Class::Invalid) && !error.is_expired();
@@ -115,9 +126,15 @@ fn timed_out(name: &str, deadline: Duration, last: Option<&Snapshot>) -> Error {
             progress(snapshot).map_or_else(|| format!("it is {phase:?}"), |text| format!("it is {phase:?}, {text}"))
         }
     };
-    Error::new(Class::TimedOut, format!("snapshot {name} is not Ready after {}", super::duration::kubernetes(deadline)))
-        .because(seen)
-        .fix("it goes on without this command; is the operator well? kubectl backstep doctor")
+    Error::new(
+        Class::TimedOut,
+        format!(
+            "snapshot {name} is not Ready after {}",
+            super::duration::kubernetes(deadline)
+        ),
+    )
+    .because(seen)
+    .fix("it goes on without this command; is the operator well? kubectl backstep doctor")
 }
 
 #[cfg(test)]
@@ -158,7 +175,14 @@ mod tests {
         let last = snapshot(SnapshotPhase::Capturing, None);
         let error = timed_out("web", Duration::from_secs(90), Some(&last));
         assert_eq!(error.class, Class::TimedOut);
-        assert!(error.to_string().contains("1m30s") && error.to_string().contains("Capturing"), "{error}");
-        assert!(timed_out("web", Duration::from_secs(1), Some(&Snapshot::default())).to_string().contains("no operator"));
+        assert!(
+            error.to_string().contains("1m30s") && error.to_string().contains("Capturing"),
+            "{error}"
+        );
+        assert!(
+            timed_out("web", Duration::from_secs(1), Some(&Snapshot::default()))
+                .to_string()
+                .contains("no operator")
+        );
     }
 }
