@@ -163,10 +163,7 @@ mod tests {
 
     fn api(code: u16, message: &str, name: &str) -> Error {
         let mut status = kube::core::Status::failure(message, "Reason").with_code(code);
-        status.details = Some(kube::core::response::StatusDetails {
-            name: name.into(),
-            ..Default::default()
-        });
+        status.details = serde_json::from_value(serde_json::json!({"name": name})).unwrap();
         Error::from(cluster::Error::api(
             "get snapshot web",
             kube::Error::Api(status.boxed()),

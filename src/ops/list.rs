@@ -94,7 +94,7 @@ mod tests {
         let mut all = vec![named("c", None), named("b", Some(10)), named("a", Some(9))];
         sort(&mut all);
         assert_eq!(
-            all.iter().map(ResourceExt::name_any).collect::<Vec<_>>(),
+            all.iter().map(kube::ResourceExt::name_any).collect::<Vec<_>>(),
             ["a", "b", "c"]
         );
     }

@@ -25,7 +25,7 @@ pub struct Options {
     /// Name of the Snapshot; without it one is made from the lineage
     name: Option<String>,
     /// Line of versions it belongs to: one application is one lineage [default: default]
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     lineage: Option<String>,
     /// Why it was taken, for people
     #[arg(short, long, value_name = "TEXT")]
