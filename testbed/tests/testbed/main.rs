@@ -1,4 +1,8 @@
-//! The test bed tested: one binary, so that programs are looked up and linked once.
+//! The test bed tested: one binary, so that it is linked once.
 
-mod clusters;
+mod command_line;
+mod leftovers;
+mod life;
+mod pods;
 mod support;
+mod users;
