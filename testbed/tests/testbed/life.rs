@@ -31,11 +31,12 @@ async fn two_clusters_at_once_know_nothing_of_each_other() {
 }
 
 #[tokio::test]
-async fn requests_are_counted_and_audited_and_survive_nothing_but_the_data_does() {
+async fn requests_are_counted_and_audited_and_the_data_survive_restarts() {
     let options = ClusterOptions {
         audit: Audit::RequestResponse,
         with_scheduler: false,
         with_fake_kubelet: false,
+        with_controller_manager: false,
         ..ClusterOptions::named("audit")
     };
     let Some(mut cluster) = started(options).await else {
