@@ -238,17 +238,17 @@ pub fn list() -> Result<Vec<Named>> {
     let Ok(entries) = fs::read_dir(&root) else {
         return Ok(running);
     };
-    let mut names = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "lock")
             && let Some(name) = path.file_stem().and_then(|name| name.to_str())
         {
-            names.push(name.to_owned());
+            found.push(name.to_owned());
         }
     }
-    names.sort();
-    for name in names {
+    found.sort();
+    for name in found {
         let named = Named::new(&name)?;
         match named.lock()? {
             Lock::Held(_) => running.push(named),
@@ -277,7 +277,7 @@ fn ensure_root(root: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let found = fs::symlink_metadata(root)?;
             ensure!(
-                found.is_dir() && found.uid() == nix::unistd::getuid().as_raw() && found.mode() & 0o077 == 0,
+                found.is_dir() && found.uid() == nix::unistd::getuid().as_raw() && found.mode() & 0o777 == 0o700,
                 "{} is not a directory of yours that is closed to others (mode 700); remove it",
                 root.display()
             );

@@ -51,15 +51,18 @@ async fn requests_are_counted_and_audited_and_the_data_survive_restarts() {
     hers.list(&ListParams::default()).await.unwrap_err();
 
     let made = cluster.api_requests().await.unwrap().since(&before);
+    let maps_of = |verb| move |request: &testbed::ApiRequest| request.resource == "configmaps" && request.verb == verb;
     assert_eq!(
-        made.count(|request| request.resource == "configmaps" && request.verb == "POST"),
-        1,
+        (made.count(maps_of("POST")), made.count(maps_of("GET"))),
+        (1, 0),
         "{made}"
     );
+    maps.get("kept").await.unwrap();
+    let read = cluster.api_requests().await.unwrap().since(&before).since(&made);
     assert_eq!(
-        made.count(|request| request.resource == "configmaps" && request.code == 403),
-        1,
-        "{made}"
+        (read.count(maps_of("POST")), read.count(maps_of("GET"))),
+        (0, 1),
+        "{read}"
     );
 
     let events = cluster.audit_events().unwrap();
