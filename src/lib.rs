@@ -24,6 +24,8 @@ pub mod telemetry;
 #[cfg(feature = "cli")]
 #[allow(missing_docs)]
 pub mod cli;
+#[cfg(all(feature = "operator", feature = "cli"))]
+pub mod generate;
 #[cfg(feature = "client")]
 #[allow(missing_docs)]
 pub mod ops;

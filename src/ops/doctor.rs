@@ -1,10 +1,9 @@
 //! Checks of everything that Backstep needs, each with how to mend it.
 
-use kube::CustomResourceExt as _;
 use serde::Serialize;
 
 use super::{Class, Error, Result, Session, facts, store::Location};
-use crate::api::{Snapshot, names};
+use crate::api::{crd, names};
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -184,36 +183,51 @@ async fn crds(session: &Session) -> Vec<Check> {
         Check::fail(NAME, format!("not served: {}", missing.join(", ")), INSTALL)
     };
     let mut checks = vec![first];
-    if served.contains("snapshots") {
+    if !served.is_empty() {
         checks.push(generation(session).await);
     }
     checks
 }
 
+/// Compares what is installed with what this command was built with, by the fields of each kind.
 async fn generation(session: &Session) -> Check {
     const NAME: &str = "generation of kinds";
-    let installed = match facts::crd(session, "snapshots").await {
-        Ok(Some(installed)) => installed,
-        Ok(None) => return Check::fail(NAME, "the CRD snapshots.backstep.dev is gone", INSTALL),
-        Err(error) => return Check::unknown(NAME, error),
-    };
-    let (theirs, ours) = (facts::schema_fields(&installed), facts::schema_fields(&Snapshot::crd()));
-    let some = |fields: Vec<&String>| {
-        let shown: Vec<&str> = fields.iter().take(3).map(|f| f.as_str()).collect();
-        let rest = fields.len().saturating_sub(shown.len());
-        if rest == 0 {
-            shown.join(", ")
-        } else {
-            format!("{} and {rest} more", shown.join(", "))
+    let known = match crd::all() {
+        Ok(known) => known,
+        Err(error) => {
+            return Check::unknown(
+                NAME,
+                Error::internal(format!("the built-in CRDs cannot be read: {error}")),
+            );
         }
     };
-    let (older, newer): (Vec<_>, Vec<_>) = (ours.difference(&theirs).collect(), theirs.difference(&ours).collect());
+    let (mut older, mut newer) = (Vec::new(), Vec::new());
+    for ours in &known {
+        let plural = ours["spec"]["names"]["plural"].as_str().unwrap_or_default();
+        let installed = match facts::crd(session, plural).await {
+            Ok(Some(installed)) => installed,
+            // Missing kinds are the check before.
+            Ok(None) => continue,
+            Err(error) => return Check::unknown(NAME, error),
+        };
+        let (theirs, ours) = (facts::schema_fields(&installed), facts::schema_fields(ours));
+        older.extend(ours.difference(&theirs).map(|field| format!("{plural} {field}")));
+        newer.extend(theirs.difference(&ours).map(|field| format!("{plural} {field}")));
+    }
+    let some = |fields: &[String]| {
+        let shown = fields.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        if fields.len() > 3 {
+            format!("{shown} and {} more", fields.len() - 3)
+        } else {
+            shown
+        }
+    };
     if !older.is_empty() {
         Check::fail(
             NAME,
             format!(
-                "the installed Snapshot lacks {}: it is older than this command",
-                some(older)
+                "the installed kinds are older than this command, they lack {}",
+                some(&older)
             ),
             INSTALL,
         )
@@ -221,13 +235,13 @@ async fn generation(session: &Session) -> Check {
         Check::warn(
             NAME,
             format!(
-                "the installed Snapshot has {}: it is newer than this command",
-                some(newer)
+                "the installed kinds are newer than this command, they have {}",
+                some(&newer)
             ),
             "upgrade kubectl-backstep to the version of the operator",
         )
     } else {
-        Check::ok(NAME, "the installed Snapshot has the fields that this command knows")
+        Check::ok(NAME, "the installed kinds have the fields that this command knows")
     }
 }
 

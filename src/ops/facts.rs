@@ -3,13 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-        authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
-        coordination::v1::Lease,
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+    coordination::v1::Lease,
 };
 use kube::{
     Api, ResourceExt as _,
@@ -136,14 +133,19 @@ pub async fn served_kinds(session: &Session) -> Result<BTreeSet<String>> {
 }
 
 /// The installed CRD `plural.backstep.dev`; `None` when there is none.
-pub async fn crd(session: &Session, plural: &str) -> Result<Option<CustomResourceDefinition>> {
-    let api: Api<CustomResourceDefinition> = Api::all(session.client.clone());
+pub async fn crd(session: &Session, plural: &str) -> Result<Option<Value>> {
+    let kind = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "customresourcedefinitions");
+    let api: Api<DynamicObject> = Api::all_with(session.client.clone(), &resource);
     let name = format!("{plural}.{}", names::GROUP);
-    session.repeat(&format!("read CRD {name}"), || api.get_opt(&name)).await
+    let crd = session
+        .repeat(&format!("read CRD {name}"), || api.get_opt(&name))
+        .await?;
+    Ok(crd.map(|crd| crd.data))
 }
 
 /// Every field of a CRD's served version, as `spec.capture.secrets`; two CRDs with the same fields are of one generation.
-pub fn schema_fields(crd: &CustomResourceDefinition) -> BTreeSet<String> {
+pub fn schema_fields(crd: &Value) -> BTreeSet<String> {
     fn walk(schema: &Value, path: &str, out: &mut BTreeSet<String>) {
         if let Some(properties) = schema["properties"].as_object() {
             for (name, property) in properties {
@@ -164,13 +166,9 @@ pub fn schema_fields(crd: &CustomResourceDefinition) -> BTreeSet<String> {
         }
     }
     let mut fields = BTreeSet::new();
-    for version in &crd.spec.versions {
-        if version.name != names::VERSION {
-            continue;
-        }
-        let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
-        if let Some(schema) = schema.and_then(|s| serde_json::to_value(s).ok()) {
-            walk(&schema, "", &mut fields);
+    for version in crd["spec"]["versions"].as_array().into_iter().flatten() {
+        if version["name"] == names::VERSION {
+            walk(&version["schema"]["openAPIV3Schema"], "", &mut fields);
         }
     }
     // What the API server gives every object is not the CRD's.
@@ -283,11 +281,10 @@ pub fn tally<K: Ord>(keys: impl IntoIterator<Item = K>) -> BTreeMap<K, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kube::CustomResourceExt as _;
 
     #[test]
     fn the_fields_of_a_crd_include_those_inside_lists() {
-        let fields = schema_fields(&crate::api::Snapshot::crd());
+        let fields = schema_fields(&crate::api::crd::all().unwrap()[0]);
         for field in [
             "spec.capture.secrets",
             "spec.capture.include[].kinds",
