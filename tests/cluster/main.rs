@@ -1,0 +1,3 @@
+//! Everything that needs a real API server.
+
+mod cli;
