@@ -144,7 +144,7 @@ impl Out {
     /// A value as JSON or YAML.
     pub fn structured(&mut self, format: Format, value: &impl Serialize) -> Result<(), Failure> {
         if format == Format::Yaml {
-            let text = yaml(value)?;
+            let text = ops::yaml::to_string(value)?;
             return self.raw(text.as_bytes());
         }
         let text = serde_json::to_string_pretty(value).map_err(|e| unwritable(&e))?;
@@ -155,7 +155,7 @@ impl Out {
     pub fn snapshots(&mut self, format: Format, snapshots: &[Snapshot], as_list: bool) -> Result<(), Failure> {
         let mut items = Vec::with_capacity(snapshots.len());
         for snapshot in snapshots {
-            items.push(without_managed_fields(snapshot)?);
+            items.push(plain_object(snapshot)?);
         }
         match items.pop() {
             Some(item) if !as_list && items.is_empty() => self.structured(format, &item),
@@ -202,7 +202,8 @@ fn unwritable(error: &dyn Display) -> Failure {
     Failure::Ops(ops::Error::internal(format!("the result cannot be written: {error}")))
 }
 
-fn without_managed_fields(snapshot: &Snapshot) -> Result<Value, Failure> {
+/// A snapshot as the API server writes it, without `managedFields`.
+pub fn plain_object(snapshot: &Snapshot) -> Result<Value, Failure> {
     let mut value = serde_json::to_value(snapshot).map_err(|e| unwritable(&e))?;
     if let Some(metadata) = value["metadata"].as_object_mut() {
         metadata.remove("managedFields");
@@ -213,17 +214,6 @@ fn without_managed_fields(snapshot: &Snapshot) -> Result<Value, Failure> {
 /// A cell never breaks its row, and never moves the terminal's cursor.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// YAML that every reader takes for the same value: no folding, quotes wherever YAML 1.1 would see another type.
-pub fn yaml(value: &impl Serialize) -> Result<String, Failure> {
-    let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
-    let mut text = String::new();
-    serde_saphyr::to_fmt_writer_with_options(&mut text, value, options).map_err(|e| unwritable(&e))?;
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    Ok(text)
 }
 
 /// How long ago, as kubectl writes ages: `12s`, `5m10s`, `3h`, `2d4h`, `400d`.
@@ -268,7 +258,6 @@ pub fn or_none(text: Option<impl Into<String>>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn ages_read_as_kubectl_writes_them() {
@@ -290,23 +279,5 @@ mod tests {
     #[test]
     fn a_cell_with_control_characters_stays_on_its_row() {
         assert_eq!(one_line("a\nb\u{1b}[31m"), "a b [31m");
-    }
-
-    #[test]
-    fn words_that_yaml_takes_for_something_else_are_quoted() {
-        let value =
-            json!({"a": "yes", "b": "null", "c": "1e3", "d": "", "e": "0x1f", "f": "12:30", "g": "~", "h": "a\nb\n"});
-        let text = yaml(&value).unwrap();
-        assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), value, "{text}");
-        assert!(!text.contains("a: yes"), "{text}");
-    }
-
-    proptest! {
-        #[test]
-        fn yaml_reads_back_as_what_was_written(key in "[a-z.]{1,20}", text in "(?s)[ -~\n\té]{0,200}", number in any::<i64>()) {
-            let value = json!({key: {"text": text, "number": number, "list": [text, {}, []]}});
-            let written = yaml(&value).unwrap();
-            prop_assert_eq!(serde_saphyr::from_str::<Value>(&written).unwrap(), value, "{}", written);
-        }
     }
 }

@@ -64,7 +64,7 @@ impl fmt::Display for Location {
 }
 
 /// Says what somebody without rights on the store can do.
-fn not_for_everybody(why: String) -> Error {
+pub fn not_for_everybody(why: String) -> Error {
     Error::new(Class::Forbidden, "you may not read the contents of snapshots")
         .because(why)
         .fix(
