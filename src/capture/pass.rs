@@ -69,6 +69,18 @@ pub async fn run(pass: &Pass<'_>, targets: &[Target], sink: &dyn Sink) -> Result
         if let Some(failure) = unusable(&target.namespace, &before.found) {
             target.fail(failure);
         }
+        let served = kinds.iter().map(|kind| (kind.info.group.as_str(), kind.info.kind.as_str()));
+        let unknown = target.selection.unknown_kinds(served);
+        if !unknown.is_empty() {
+            target.fail(Failure::new(
+                Class::Invalid,
+                reasons::UNKNOWN_KIND,
+                format!(
+                    "spec.capture.include names kinds that this cluster does not serve, or that are never captured: {}; write                      kinds in CamelCase as in `kubectl api-resources`, and create a new Snapshot",
+                    unknown.join(", ")
+                ),
+            ));
+        }
         // A group that does not answer may hold what belongs to the snapshot.
         for group in stale.iter().filter(|group| target.selection.wants_group(group)) {
             target.fail(Failure::new(
@@ -114,7 +126,8 @@ fn report(target: &Target, before: &Namespaces, after: &Namespaces) -> TargetRep
         return TargetReport { outcome: Err(failure) };
     }
     let captured: i64 = seen.captured.iter().map(|(_, n)| n).sum();
-    if captured == 0 && target.selection.is_filtered() {
+    let images = if target.selection.wants_images() { seen.images.resolve() } else { Vec::new() };
+    if captured == 0 && images.is_empty() && target.selection.is_filtered() {
         let message = "spec.capture selects no object of the namespace; compare its selector and include with \
                        `kubectl get all --show-labels`, and create a new Snapshot"
             .to_owned();
@@ -124,7 +137,6 @@ fn report(target: &Target, before: &Namespaces, after: &Namespaces) -> TargetRep
     for (component, count) in &seen.captured {
         *components.entry(*component).or_insert(0) += count;
     }
-    let images = if target.selection.wants_images() { seen.images.resolve() } else { Vec::new() };
     TargetReport {
         outcome: Ok(Captured { components: components.into_iter().collect(), skipped: seen.skips.counts(), images }),
     }

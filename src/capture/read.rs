@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Observed, Sink, WantedKind, target::{Failure, Target}};
 use crate::{
-    api::{reasons, snapshot::SecretsMode},
+    api::{reasons, snapshot::{Component, SecretsMode}},
     cluster::{self, Class, list::{Page, Pager}},
     domain::{
         object::{Normalised, SecretValues, normalise},
@@ -174,6 +174,10 @@ impl Reader<'_> {
             }
             match target.selection.verdict(&self.kind.info, self.kind.component, &value, &seen.references) {
                 ObjectVerdict::Capture => {}
+                ObjectVerdict::ImagesOnly => {
+                    seen.images.workload(&self.kind.info, &value);
+                    return Ok(None);
+                }
                 ObjectVerdict::NotSelected => return Ok(None),
                 ObjectVerdict::Skip(reason) => {
                     seen.skips.add(&self.kind.display(), reason);
@@ -182,6 +186,9 @@ impl Reader<'_> {
             }
             if target.selection.wants_images() {
                 seen.images.workload(&self.kind.info, &value);
+            }
+            if self.kind.component == Component::Volumes && target.lists_volume_data {
+                seen.skips.add(&self.kind.display(), reasons::VOLUME_DATA_NOT_CAPTURED);
             }
             seen.references.collect(&self.kind.info, &value);
             match seen.captured.iter_mut().find(|(component, _)| *component == self.kind.component) {
