@@ -37,7 +37,12 @@ impl SnapshotStatus {
     /// Sets `skipped` and `skippedOmitted`, cut to what a status holds; the largest counts come first.
     pub fn set_skipped(&mut self, skipped: impl IntoIterator<Item = SkipCount>) {
         let mut rows: Vec<_> = skipped.into_iter().collect();
-        rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.kind.cmp(&b.kind)).then_with(|| a.reason.cmp(&b.reason)));
+        rows.sort_by(|a, b| {
+            b.count
+                .cmp(&a.count)
+                .then_with(|| a.kind.cmp(&b.kind))
+                .then_with(|| a.reason.cmp(&b.reason))
+        });
         (self.skipped, self.skipped_omitted) = bounded(rows, SKIPPED_BYTES);
     }
 }

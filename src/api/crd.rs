@@ -101,7 +101,10 @@ fn exactly_one(fields: &[String]) -> Value {
 
 /// Adds the rule that names every field of `spec` but `free`. CEL cannot walk the fields of an object that has a schema.
 fn freeze_all_but(spec: &mut Value, free: &[&str]) {
-    let fields: Vec<String> = spec["properties"].as_object().map(|p| p.keys().cloned().collect()).unwrap_or_default();
+    let fields: Vec<String> = spec["properties"]
+        .as_object()
+        .map(|p| p.keys().cloned().collect())
+        .unwrap_or_default();
     let same: Vec<String> = fields
         .iter()
         .filter(|f| !free.contains(&f.as_str()))

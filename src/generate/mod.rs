@@ -55,9 +55,15 @@ pub fn documents() -> Result<Vec<Document>, Error> {
     for crd in crd::all()? {
         let plural = crd["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned();
         let path = format!("crds/backstep.dev_{plural}.yaml");
-        documents.push(Document { text: format!("{HEADER}{}", yaml(&path, &crd)?), path });
+        documents.push(Document {
+            text: format!("{HEADER}{}", yaml(&path, &crd)?),
+            path,
+        });
         let path = format!("charts/backstep/templates/crds/{plural}.yaml");
-        documents.push(Document { text: chart_copy(&path, crd.clone())?, path });
+        documents.push(Document {
+            text: chart_copy(&path, crd.clone())?,
+            path,
+        });
         documents.push(reference::page(&crd));
     }
     documents.push(reference::reasons());
@@ -73,7 +79,10 @@ pub fn write(root: &Path) -> Result<Vec<String>, Error> {
     let mut written = Vec::new();
     for document in differing(root)? {
         let path = root.join(&document.path);
-        let failed = |source| Error::File { path: path.clone(), source };
+        let failed = |source| Error::File {
+            path: path.clone(),
+            source,
+        };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -102,7 +111,10 @@ pub fn differing(root: &Path) -> Result<Vec<Document>, Error> {
 }
 
 fn yaml(path: &str, value: &Value) -> Result<String, Error> {
-    serde_saphyr::to_string(value).map_err(|e| Error::Yaml { path: path.to_owned(), reason: e.to_string() })
+    serde_saphyr::to_string(value).map_err(|e| Error::Yaml {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })
 }
 
 /// CRDs are templates, so that `helm upgrade` upgrades them, and are kept by `helm uninstall`, so that Snapshots survive it.

@@ -28,7 +28,10 @@ pub const DEFAULT: [Component; 6] = [
 
 /// The component of a namespaced kind.
 pub fn of(group: &str, kind: &str) -> Component {
-    REGISTRY.iter().find(|(_, holds)| holds(group, kind)).map_or(Component::Configuration, |(component, _)| *component)
+    REGISTRY
+        .iter()
+        .find(|(_, holds)| holds(group, kind))
+        .map_or(Component::Configuration, |(component, _)| *component)
 }
 
 /// Whether the kind has a pod template, or is a Pod: its images belong to `Images`.

@@ -50,14 +50,28 @@ mod tests {
     use super::*;
 
     fn image(workload: &str, digest: Option<&str>) -> ImageStatus {
-        ImageStatus { workload: workload.into(), container: "app".into(), digest: digest.map(Into::into), ..ImageStatus::default() }
+        ImageStatus {
+            workload: workload.into(),
+            container: "app".into(),
+            digest: digest.map(Into::into),
+            ..ImageStatus::default()
+        }
     }
 
     #[test]
     fn the_order_of_images_and_the_pods_of_jobs_do_not_move_the_digest() {
-        let (a, b) = (image("Deployment/a", Some("sha256:1")), image("Deployment/b", Some("sha256:2")));
-        let one = Extras { images: vec![a.clone(), b.clone()], ..Extras::default() };
-        let other = Extras { images: vec![b, image("CronJob/c", Some("sha256:3")), a], ..Extras::default() };
+        let (a, b) = (
+            image("Deployment/a", Some("sha256:1")),
+            image("Deployment/b", Some("sha256:2")),
+        );
+        let one = Extras {
+            images: vec![a.clone(), b.clone()],
+            ..Extras::default()
+        };
+        let other = Extras {
+            images: vec![b, image("CronJob/c", Some("sha256:3")), a],
+            ..Extras::default()
+        };
         assert_eq!(one.digest_bytes(), other.digest_bytes());
         assert!(!one.digest_bytes().is_empty());
     }

@@ -58,7 +58,9 @@ impl ImageResolver {
     pub fn observe(&mut self, info: &KindInfo, object: &Value) {
         let metadata = &object["metadata"];
         let Some(uid) = metadata["uid"].as_str() else { return };
-        let owner = list(&metadata["ownerReferences"]).find(|o| o["controller"] == Value::Bool(true)).and_then(|o| o["uid"].as_str());
+        let owner = list(&metadata["ownerReferences"])
+            .find(|o| o["controller"] == Value::Bool(true))
+            .and_then(|o| o["uid"].as_str());
         match (info.group.as_str(), info.kind.as_str()) {
             ("", "Pod") => {
                 let labels = &metadata["labels"];
@@ -75,14 +77,23 @@ impl ImageResolver {
                     .filter_map(|c| Some((c["name"].as_str()?.to_owned(), c["imageID"].as_str()?.to_owned())))
                     .filter(|(_, id)| !id.is_empty())
                     .collect();
-                let record = PodRecord { revision: generation.unwrap_or(revision).to_owned(), containers };
-                self.pods.entry(owner.unwrap_or(uid).to_owned()).or_default().push(record);
+                let record = PodRecord {
+                    revision: generation.unwrap_or(revision).to_owned(),
+                    containers,
+                };
+                self.pods
+                    .entry(owner.unwrap_or(uid).to_owned())
+                    .or_default()
+                    .push(record);
             }
             ("apps", "ReplicaSet") => {
                 if let Some(owner) = owner {
                     let revision = metadata["annotations"]["deployment.kubernetes.io/revision"].as_str();
                     let revision = revision.and_then(|r| r.parse().ok()).unwrap_or(0);
-                    self.replica_sets.entry(owner.to_owned()).or_default().push((revision, uid.to_owned()));
+                    self.replica_sets
+                        .entry(owner.to_owned())
+                        .or_default()
+                        .push((revision, uid.to_owned()));
                 }
             }
             ("batch", "Job") => {
@@ -101,9 +112,15 @@ impl ImageResolver {
         let annotations = &metadata["annotations"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (kind, revision) = match info.kind.as_str() {
-            "Deployment" => (Kind::Deployment, text(&annotations["deployment.kubernetes.io/revision"])),
+            "Deployment" => (
+                Kind::Deployment,
+                text(&annotations["deployment.kubernetes.io/revision"]),
+            ),
             "StatefulSet" => (Kind::StatefulSet, text(&object["status"]["updateRevision"])),
-            "DaemonSet" => (Kind::DaemonSet, text(&annotations["deprecated.daemonset.template.generation"])),
+            "DaemonSet" => (
+                Kind::DaemonSet,
+                text(&annotations["deprecated.daemonset.template.generation"]),
+            ),
             "CronJob" => (Kind::CronJob, String::new()),
             _ => (Kind::Direct, String::new()),
         };
@@ -123,7 +140,11 @@ impl ImageResolver {
 
     /// One row for each container of each workload, by workload and container.
     pub fn resolve(&self) -> Vec<ImageStatus> {
-        let mut images: Vec<ImageStatus> = self.workloads.iter().flat_map(|workload| self.images_of(workload)).collect();
+        let mut images: Vec<ImageStatus> = self
+            .workloads
+            .iter()
+            .flat_map(|workload| self.images_of(workload))
+            .collect();
         images.sort_by(|a, b| (&a.workload, &a.container).cmp(&(&b.workload, &b.container)));
         images
     }
@@ -152,17 +173,25 @@ impl ImageResolver {
         let of = |uid: &str| self.pods.get(uid).into_iter().flatten();
         match workload.kind {
             Kind::Direct => of(&workload.uid).collect(),
-            Kind::StatefulSet | Kind::DaemonSet => {
-                of(&workload.uid).filter(|pod| workload.revision.is_empty() || pod.revision == workload.revision).collect()
-            }
+            Kind::StatefulSet | Kind::DaemonSet => of(&workload.uid)
+                .filter(|pod| workload.revision.is_empty() || pod.revision == workload.revision)
+                .collect(),
             Kind::Deployment => {
                 let sets = self.replica_sets.get(&workload.uid).into_iter().flatten();
                 let wanted: Option<u64> = workload.revision.parse().ok();
                 let newest = sets.clone().map(|(revision, _)| *revision).max();
                 let wanted = wanted.or(newest);
-                sets.filter(|(revision, _)| Some(*revision) == wanted).flat_map(|(_, uid)| of(uid)).collect()
+                sets.filter(|(revision, _)| Some(*revision) == wanted)
+                    .flat_map(|(_, uid)| of(uid))
+                    .collect()
             }
-            Kind::CronJob => self.jobs.get(&workload.uid).into_iter().flatten().flat_map(|uid| of(uid)).collect(),
+            Kind::CronJob => self
+                .jobs
+                .get(&workload.uid)
+                .into_iter()
+                .flatten()
+                .flat_map(|uid| of(uid))
+                .collect(),
         }
     }
 }
@@ -173,7 +202,11 @@ fn digest_of(ids: &BTreeSet<&str>) -> (Option<String>, Option<&'static str>) {
         .iter()
         .filter_map(|id| match id.rsplit_once('@') {
             Some((_, digest)) if digest.starts_with("sha256:") => Some((digest, true)),
-            _ => id.rsplit_once("://").map_or(Some(*id), |(_, bare)| Some(bare)).filter(|d| d.starts_with("sha256:")).map(|d| (d, false)),
+            _ => id
+                .rsplit_once("://")
+                .map_or(Some(*id), |(_, bare)| Some(bare))
+                .filter(|d| d.starts_with("sha256:"))
+                .map(|d| (d, false)),
         })
         .collect();
     let mut digests = digests.into_iter();
@@ -223,7 +256,10 @@ mod tests {
     fn only_pods_of_the_current_revision_count() {
         let mut images = resolver();
         images.observe(&info("", "Pod"), &pod("p1", "old", &json!({}), "r/web@sha256:aa"));
-        images.observe(&info("", "Pod"), &pod("p2", "new", &json!({}), "docker-pullable://r/web@sha256:bb"));
+        images.observe(
+            &info("", "Pod"),
+            &pod("p2", "new", &json!({}), "docker-pullable://r/web@sha256:bb"),
+        );
         images.workload(&info("apps", "Deployment"), &deployment("2"));
         assert_eq!(images.resolve()[0].digest.as_deref(), Some("sha256:bb"));
         assert_eq!(images.resolve()[0].reason, None);
@@ -236,7 +272,10 @@ mod tests {
         assert_eq!(images.resolve()[0].reason.as_deref(), Some(reasons::NO_RUNNING_POD));
         images.observe(&info("", "Pod"), &pod("p1", "new", &json!({}), "sha256:cc"));
         let row = &images.resolve()[0];
-        assert_eq!((row.digest.as_deref(), row.reason.as_deref()), (Some("sha256:cc"), Some(reasons::NOT_PULLABLE_DIGEST)));
+        assert_eq!(
+            (row.digest.as_deref(), row.reason.as_deref()),
+            (Some("sha256:cc"), Some(reasons::NOT_PULLABLE_DIGEST))
+        );
         images.observe(&info("", "Pod"), &pod("p2", "new", &json!({}), "r/web@sha256:dd"));
         assert_eq!(images.resolve()[0].reason.as_deref(), Some(reasons::MIXED_DIGESTS));
     }
@@ -245,14 +284,46 @@ mod tests {
     fn stateful_and_daemon_sets_go_by_their_own_revision_marks() {
         let mut images = ImageResolver::default();
         let spec = json!({"template": {"spec": {"containers": [{"name": "app", "image": "r/db:1"}]}}});
-        images.workload(&info("apps", "StatefulSet"), &json!({"metadata": {"name": "db", "uid": "s"}, "spec": spec, "status": {"updateRevision": "db-2"}}));
-        images.workload(&info("apps", "DaemonSet"), &json!({"metadata": {"name": "log", "uid": "n",
-            "annotations": {"deprecated.daemonset.template.generation": "3"}}, "spec": spec}));
-        images.observe(&info("", "Pod"), &pod("a", "s", &json!({"controller-revision-hash": "db-1"}), "r/db@sha256:old"));
-        images.observe(&info("", "Pod"), &pod("b", "s", &json!({"controller-revision-hash": "db-2"}), "r/db@sha256:new"));
+        images.workload(
+            &info("apps", "StatefulSet"),
+            &json!({"metadata": {"name": "db", "uid": "s"}, "spec": spec, "status": {"updateRevision": "db-2"}}),
+        );
+        images.workload(
+            &info("apps", "DaemonSet"),
+            &json!({"metadata": {"name": "log", "uid": "n",
+            "annotations": {"deprecated.daemonset.template.generation": "3"}}, "spec": spec}),
+        );
+        images.observe(
+            &info("", "Pod"),
+            &pod(
+                "a",
+                "s",
+                &json!({"controller-revision-hash": "db-1"}),
+                "r/db@sha256:old",
+            ),
+        );
+        images.observe(
+            &info("", "Pod"),
+            &pod(
+                "b",
+                "s",
+                &json!({"controller-revision-hash": "db-2"}),
+                "r/db@sha256:new",
+            ),
+        );
         let labels = json!({"controller-revision-hash": "x", "pod-template-generation": "3"});
         images.observe(&info("", "Pod"), &pod("c", "n", &labels, "r/log@sha256:log"));
-        let digests: Vec<_> = images.resolve().into_iter().map(|i| (i.workload, i.digest.unwrap_or_default())).collect();
-        assert_eq!(digests, [("DaemonSet/log".into(), "sha256:log".into()), ("StatefulSet/db".into(), "sha256:new".to_owned())]);
+        let digests: Vec<_> = images
+            .resolve()
+            .into_iter()
+            .map(|i| (i.workload, i.digest.unwrap_or_default()))
+            .collect();
+        assert_eq!(
+            digests,
+            [
+                ("DaemonSet/log".into(), "sha256:log".into()),
+                ("StatefulSet/db".into(), "sha256:new".to_owned())
+            ]
+        );
     }
 }

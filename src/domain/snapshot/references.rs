@@ -57,7 +57,9 @@ impl References {
     }
 
     fn claim_templates(&mut self, set: &Value) {
-        let Some(set_name) = set["metadata"]["name"].as_str() else { return };
+        let Some(set_name) = set["metadata"]["name"].as_str() else {
+            return;
+        };
         for template in list(&set["spec"]["volumeClaimTemplates"]) {
             if let Some(name) = template["metadata"]["name"].as_str() {
                 self.numbered_claims.insert(format!("{name}-{set_name}-"));
@@ -162,9 +164,16 @@ mod tests {
             }}),
         );
         for (kind, name) in [
-            ("ConfigMap", "conf"), ("ConfigMap", "init-env"), ("Secret", "tls"), ("Secret", "mixed"), ("Secret", "pull"),
-            ("Secret", "password"), ("ServiceAccount", "db"), ("PersistentVolumeClaim", "scratch"),
-            ("PersistentVolumeClaim", "data-db-0"), ("PersistentVolumeClaim", "data-db-12"),
+            ("ConfigMap", "conf"),
+            ("ConfigMap", "init-env"),
+            ("Secret", "tls"),
+            ("Secret", "mixed"),
+            ("Secret", "pull"),
+            ("Secret", "password"),
+            ("ServiceAccount", "db"),
+            ("PersistentVolumeClaim", "scratch"),
+            ("PersistentVolumeClaim", "data-db-0"),
+            ("PersistentVolumeClaim", "data-db-12"),
         ] {
             assert!(references.contains("", kind, name), "{kind}/{name}");
         }

@@ -61,7 +61,10 @@ impl Selection {
     /// The label selector cannot work.
     pub fn compile(capture: &Capture) -> Result<Self, SelectionError> {
         Ok(Self {
-            components: capture.components.clone().unwrap_or_else(|| component::DEFAULT.to_vec()),
+            components: capture
+                .components
+                .clone()
+                .unwrap_or_else(|| component::DEFAULT.to_vec()),
             selector: capture.selector.as_ref().map(Selector::compile).transpose()?,
             include: capture.include.clone(),
             exclude: capture.exclude.clone(),
@@ -93,8 +96,15 @@ impl Selection {
     /// Whether a group that does not answer (`group/version`) could hold something of this selection.
     pub fn wants_group(&self, group_version: &str) -> bool {
         let group = group_version.split('/').next().unwrap_or_default();
-        let excluded = self.exclude.iter().any(|f| f.group.as_deref() == Some(group) && f.kinds.is_empty() && f.names.is_empty());
-        let included = self.include.is_empty() || self.include.iter().any(|f| f.group.as_deref().is_none_or(|g| g == group));
+        let excluded = self
+            .exclude
+            .iter()
+            .any(|f| f.group.as_deref() == Some(group) && f.kinds.is_empty() && f.names.is_empty());
+        let included = self.include.is_empty()
+            || self
+                .include
+                .iter()
+                .any(|f| f.group.as_deref().is_none_or(|g| g == group));
         verdict::group_may_matter(group) && included && !excluded
     }
 
@@ -103,7 +113,11 @@ impl Selection {
         self.include
             .iter()
             .flat_map(|filter| filter.kinds.iter().map(move |kind| (filter.group.as_deref(), kind)))
-            .filter(|(group, kind)| !served.clone().any(|(g, k)| k == kind.as_str() && group.is_none_or(|group| group == g)))
+            .filter(|(group, kind)| {
+                !served
+                    .clone()
+                    .any(|(g, k)| k == kind.as_str() && group.is_none_or(|group| group == g))
+            })
             .map(|(group, kind)| match group {
                 Some("") | None => kind.clone(),
                 Some(group) => format!("{kind}.{group}"),
@@ -117,11 +131,17 @@ impl Selection {
             return true;
         }
         let of_kind = |filter: &ObjectFilter| filter_kind(filter, &rule.group, &rule.kind);
-        let excluded = self.exclude.iter().any(|filter| of_kind(filter) && filter.names.is_empty());
+        let excluded = self
+            .exclude
+            .iter()
+            .any(|filter| of_kind(filter) && filter.names.is_empty());
         let secrets_excluded = self.secrets == SecretsMode::Exclude && rule.group.is_empty() && rule.kind == "Secret";
         let referable = self.follow_references
             && rule.group.is_empty()
-            && matches!(rule.kind.as_str(), "ConfigMap" | "Secret" | "PersistentVolumeClaim" | "ServiceAccount");
+            && matches!(
+                rule.kind.as_str(),
+                "ConfigMap" | "Secret" | "PersistentVolumeClaim" | "ServiceAccount"
+            );
         let included = self.include.is_empty() || self.include.iter().any(of_kind) || referable;
         self.has_component(component::of(&rule.group, &rule.kind)) && included && !excluded && !secrets_excluded
     }
@@ -134,7 +154,10 @@ impl Selection {
         }
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let matches = |filter: &ObjectFilter| filter_object(filter, &info.group, &info.kind, name);
-        let picked = self.selector.as_ref().is_none_or(|selector| selector.matches(&object["metadata"]["labels"]))
+        let picked = self
+            .selector
+            .as_ref()
+            .is_none_or(|selector| selector.matches(&object["metadata"]["labels"]))
             && (self.include.is_empty() || self.include.iter().any(matches));
         let referred = self.follow_references && references.contains(&info.group, &info.kind, name);
         if !picked && !referred {
@@ -158,11 +181,13 @@ impl Selection {
 }
 
 fn filter_kind(filter: &ObjectFilter, group: &str, kind: &str) -> bool {
-    filter.group.as_deref().is_none_or(|g| g == group) && (filter.kinds.is_empty() || filter.kinds.iter().any(|k| k == kind))
+    filter.group.as_deref().is_none_or(|g| g == group)
+        && (filter.kinds.is_empty() || filter.kinds.iter().any(|k| k == kind))
 }
 
 fn filter_object(filter: &ObjectFilter, group: &str, kind: &str, name: &str) -> bool {
-    filter_kind(filter, group, kind) && (filter.names.is_empty() || filter.names.iter().any(|glob| matches_glob(glob, name)))
+    filter_kind(filter, group, kind)
+        && (filter.names.is_empty() || filter.names.iter().any(|glob| matches_glob(glob, name)))
 }
 
 /// `*` is any run of characters, `?` is one. At most `glob.len() × name.len()` steps.
@@ -200,7 +225,10 @@ impl Selector {
             let values = requirement.values.clone().unwrap_or_default();
             let operator = match requirement.operator.as_str() {
                 "In" | "NotIn" if values.is_empty() => {
-                    return Err(SelectionError::NoValues(requirement.operator.clone(), requirement.key.clone()));
+                    return Err(SelectionError::NoValues(
+                        requirement.operator.clone(),
+                        requirement.key.clone(),
+                    ));
                 }
                 "In" => Operator::In(values),
                 "NotIn" => Operator::NotIn(values),
@@ -210,11 +238,16 @@ impl Selector {
             };
             expressions.push((requirement.key.clone(), operator));
         }
-        Ok(Self { labels: selector.match_labels.clone().unwrap_or_default(), expressions })
+        Ok(Self {
+            labels: selector.match_labels.clone().unwrap_or_default(),
+            expressions,
+        })
     }
 
     fn matches(&self, labels: &Value) -> bool {
-        self.labels.iter().all(|(key, value)| labels[key.as_str()] == value.as_str())
+        self.labels
+            .iter()
+            .all(|(key, value)| labels[key.as_str()] == value.as_str())
             && self.expressions.iter().all(|(key, operator)| {
                 let label = labels[key.as_str()].as_str();
                 match operator {
@@ -239,7 +272,12 @@ mod tests {
     }
 
     fn look(selection: &Selection, group: &str, kind: &str, object: &Value, references: &References) -> ObjectVerdict {
-        selection.verdict(&KindInfo::new(group, "v1", kind), component::of(group, kind), object, references)
+        selection.verdict(
+            &KindInfo::new(group, "v1", kind),
+            component::of(group, kind),
+            object,
+            references,
+        )
     }
 
     #[test]
@@ -250,17 +288,29 @@ mod tests {
         }));
         let none = References::default();
         let web = json!({"metadata": {"name": "web", "labels": {"app": "web"}}});
-        assert_eq!(look(&selection, "apps", "Deployment", &web, &none), ObjectVerdict::Capture);
+        assert_eq!(
+            look(&selection, "apps", "Deployment", &web, &none),
+            ObjectVerdict::Capture
+        );
         let other = json!({"metadata": {"name": "conf"}});
-        assert_eq!(look(&selection, "", "ConfigMap", &other, &none), ObjectVerdict::NotSelected);
+        assert_eq!(
+            look(&selection, "", "ConfigMap", &other, &none),
+            ObjectVerdict::NotSelected
+        );
         let mut references = References::default();
         references.collect(
             &KindInfo::new("", "v1", "Pod"),
             &json!({"spec": {"volumes": [{"configMap": {"name": "conf"}}, {"secret": {"secretName": "web-tls"}}]}}),
         );
-        assert_eq!(look(&selection, "", "ConfigMap", &other, &references), ObjectVerdict::Capture);
+        assert_eq!(
+            look(&selection, "", "ConfigMap", &other, &references),
+            ObjectVerdict::Capture
+        );
         let tls = json!({"metadata": {"name": "web-tls"}});
-        assert_eq!(look(&selection, "", "Secret", &tls, &references), ObjectVerdict::Skip(reasons::EXCLUDED));
+        assert_eq!(
+            look(&selection, "", "Secret", &tls, &references),
+            ObjectVerdict::Skip(reasons::EXCLUDED)
+        );
     }
 
     #[test]
@@ -270,23 +320,40 @@ mod tests {
         let service = json!({"metadata": {"name": "web"}});
         let none = References::default();
         assert_eq!(look(&core, "", "Service", &service, &none), ObjectVerdict::Capture);
-        assert_eq!(look(&core, "serving.knative.dev", "Service", &service, &none), ObjectVerdict::NotSelected);
-        assert_eq!(look(&any, "serving.knative.dev", "Service", &service, &none), ObjectVerdict::Capture);
+        assert_eq!(
+            look(&core, "serving.knative.dev", "Service", &service, &none),
+            ObjectVerdict::NotSelected
+        );
+        assert_eq!(
+            look(&any, "serving.knative.dev", "Service", &service, &none),
+            ObjectVerdict::Capture
+        );
     }
 
     #[test]
     fn images_alone_read_workloads_but_do_not_capture_them() {
         let selection = compile(json!({"components": ["Images"]}));
         let web = json!({"metadata": {"name": "web"}});
-        assert_eq!(look(&selection, "apps", "Deployment", &web, &References::default()), ObjectVerdict::ImagesOnly);
-        assert_eq!(look(&selection, "", "ConfigMap", &web, &References::default()), ObjectVerdict::NotSelected);
+        assert_eq!(
+            look(&selection, "apps", "Deployment", &web, &References::default()),
+            ObjectVerdict::ImagesOnly
+        );
+        assert_eq!(
+            look(&selection, "", "ConfigMap", &web, &References::default()),
+            ObjectVerdict::NotSelected
+        );
     }
 
     #[test]
     fn unknown_kinds_of_include_are_named() {
-        let selection = compile(json!({"include": [{"kinds": ["Deploymnt", "Service"]}, {"group": "x.dev", "kinds": ["Service"]}]}));
+        let selection = compile(
+            json!({"include": [{"kinds": ["Deploymnt", "Service"]}, {"group": "x.dev", "kinds": ["Service"]}]}),
+        );
         let served = [("", "Service"), ("apps", "Deployment")];
-        assert_eq!(selection.unknown_kinds(served.iter().copied()), ["Deploymnt", "Service.x.dev"]);
+        assert_eq!(
+            selection.unknown_kinds(served.iter().copied()),
+            ["Deploymnt", "Service.x.dev"]
+        );
     }
 
     #[test]
@@ -295,11 +362,21 @@ mod tests {
             {"key": "tier", "operator": "NotIn", "values": ["cache"]}, {"key": "app", "operator": "Exists"}
         ]}}));
         let none = References::default();
-        let with = |labels: Value| look(&selection, "", "ConfigMap", &json!({"metadata": {"name": "c", "labels": labels}}), &none);
+        let with = |labels: Value| {
+            look(
+                &selection,
+                "",
+                "ConfigMap",
+                &json!({"metadata": {"name": "c", "labels": labels}}),
+                &none,
+            )
+        };
         assert_eq!(with(json!({"app": "a"})), ObjectVerdict::Capture);
         assert_eq!(with(json!({"app": "a", "tier": "cache"})), ObjectVerdict::NotSelected);
         assert_eq!(with(json!({})), ObjectVerdict::NotSelected);
-        let broken = serde_json::from_value(json!({"selector": {"matchExpressions": [{"key": "a", "operator": "In"}]}})).unwrap();
+        let broken =
+            serde_json::from_value(json!({"selector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}))
+                .unwrap();
         assert!(matches!(Selection::compile(&broken), Err(SelectionError::NoValues(..))));
     }
 

@@ -18,7 +18,11 @@ impl Skips {
     pub fn counts(&self) -> Vec<SkipCount> {
         self.0
             .iter()
-            .map(|((kind, reason), count)| SkipCount { kind: kind.clone(), reason: (*reason).to_owned(), count: *count })
+            .map(|((kind, reason), count)| SkipCount {
+                kind: kind.clone(),
+                reason: (*reason).to_owned(),
+                count: *count,
+            })
             .collect()
     }
 }

@@ -66,7 +66,8 @@ pub fn resource_verdict(group: &str, kind: &str, plural: &str, namespaced: bool,
     if !namespaced {
         return Verdict::Skip(reasons::COMPONENT_NOT_CAPTURED);
     }
-    let computed = COMPUTED_GROUPS.contains(&group) || plural.contains('/') || !has("list") || !has("create") || !has("delete");
+    let computed =
+        COMPUTED_GROUPS.contains(&group) || plural.contains('/') || !has("list") || !has("create") || !has("delete");
     if computed || CLUSTER_KINDS.contains(&(group, kind)) {
         return Verdict::Skip(reasons::CLUSTER_MANAGED);
     }
@@ -91,7 +92,10 @@ pub(super) fn never(info: &KindInfo, object: &Value) -> Option<&'static str> {
     if metadata["deletionTimestamp"].is_string() {
         return Some(reasons::BEING_DELETED);
     }
-    if metadata["ownerReferences"].as_array().is_some_and(|owners| owners.iter().any(|o| o["controller"] == Value::Bool(true))) {
+    if metadata["ownerReferences"]
+        .as_array()
+        .is_some_and(|owners| owners.iter().any(|o| o["controller"] == Value::Bool(true)))
+    {
         return Some(reasons::CONTROLLED);
     }
     if label(names::PART_OF_LABEL) == Some(names::PART_OF) {
@@ -135,7 +139,10 @@ mod tests {
     fn only_persisted_namespaced_kinds_of_others_are_read() {
         let all = verbs(&["create", "delete", "get", "list", "watch"]);
         let captured = |group: &str, kind: &str, namespaced: bool, verbs: &[String]| {
-            matches!(resource_verdict(group, kind, "things", namespaced, verbs), Verdict::Capture(_))
+            matches!(
+                resource_verdict(group, kind, "things", namespaced, verbs),
+                Verdict::Capture(_)
+            )
         };
         assert!(captured("", "ConfigMap", true, &all));
         assert!(captured("example.com", "Widget", true, &all));
@@ -143,7 +150,12 @@ mod tests {
         assert!(!captured("backstep.dev", "Snapshot", true, &all));
         assert!(!captured("", "Namespace", false, &all));
         assert!(!captured("metrics.k8s.io", "PodMetrics", true, &all));
-        assert!(!captured("packages.example.com", "Package", true, &verbs(&["get", "list"])));
+        assert!(!captured(
+            "packages.example.com",
+            "Package",
+            true,
+            &verbs(&["get", "list"])
+        ));
     }
 
     #[test]
@@ -152,12 +164,21 @@ mod tests {
         assert_eq!(reason("", "Pod", &owned), Some(reasons::CONTROLLED));
         let blocked = json!({"metadata": {"name": "x", "ownerReferences": [{"kind": "ConfigMap"}]}});
         assert_eq!(reason("", "Pod", &blocked), None);
-        assert_eq!(reason("", "ConfigMap", &json!({"metadata": {"name": "kube-root-ca.crt"}})), Some(reasons::CLUSTER_MANAGED));
-        assert_eq!(reason("", "ServiceAccount", &json!({"metadata": {"name": "default"}})), Some(reasons::CLUSTER_MANAGED));
+        assert_eq!(
+            reason("", "ConfigMap", &json!({"metadata": {"name": "kube-root-ca.crt"}})),
+            Some(reasons::CLUSTER_MANAGED)
+        );
+        assert_eq!(
+            reason("", "ServiceAccount", &json!({"metadata": {"name": "default"}})),
+            Some(reasons::CLUSTER_MANAGED)
+        );
         let token = json!({"metadata": {"name": "t"}, "type": "kubernetes.io/service-account-token"});
         assert_eq!(reason("", "Secret", &token), Some(reasons::CLUSTER_MANAGED));
         let slice = json!({"metadata": {"name": "s", "labels": {"endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io"}}});
-        assert_eq!(reason("discovery.k8s.io", "EndpointSlice", &slice), Some(reasons::CLUSTER_MANAGED));
+        assert_eq!(
+            reason("discovery.k8s.io", "EndpointSlice", &slice),
+            Some(reasons::CLUSTER_MANAGED)
+        );
         let own = json!({"metadata": {"name": "s"}});
         assert_eq!(reason("discovery.k8s.io", "EndpointSlice", &own), None);
     }
