@@ -43,7 +43,8 @@ clean_up() {
   local status=$? command i
   trap '' INT TERM HUP PIPE
   set +e
-  if ((status != 0)) && [[ -s $log ]]; then
+  # Above 128 somebody ended it; there is nothing to explain.
+  if ((status > 0 && status < 128)) && [[ -s $log ]]; then
     printf '\n%sthe last lines of %s:%s\n' "$red" "${log##*/}" "$plain" >&2
     tail -n 30 "$log" >&2
   fi
