@@ -1,3 +1,5 @@
-//! Everything that needs a real API server.
+//! Tests against a real API server, through the custom resources and the command line, as several users with real RBAC.
+#![allow(clippy::disallowed_methods)]
 
 mod cli;
+mod support;
