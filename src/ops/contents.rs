@@ -6,8 +6,7 @@ use kube::ResourceExt as _;
 use serde_json::Value;
 
 use super::{
-    Class, Error, Result, Session, reference,
-    status,
+    Class, Error, Result, Session, reference, status,
     store::{self, Location},
 };
 use crate::{
@@ -17,7 +16,7 @@ use crate::{
         object::{Beside, Digest, ObjectId, apply_order, secret},
         snapshot::Extras,
     },
-    repository::{self, Backend, Entry, KindHeader, ManifestReader, Repository, backend},
+    repository::{self, Backend, Entry, KindHeader, ManifestReader, ObjectStoreBackend, Repository, backend},
 };
 
 /// What stands for a Secret value that is not shown. No base64, so that applying it by mistake is refused.
@@ -47,10 +46,15 @@ pub fn failed(error: &repository::Error) -> Error {
 impl Contents {
     /// Opens the operator's store; changes nothing in it.
     pub async fn open(session: &Session, chosen: Option<&Location>) -> Result<Self> {
-        let location = store::locate(session, chosen).await?;
+        let published = store::locate(session, chosen).await?;
+        let location = published.location;
         let backend: Arc<dyn Backend> = match &location {
             Location::Secrets { namespace } => {
-                Arc::new(backend::secrets::SecretsBackend::new(session.client.clone(), namespace, None))
+                let namespace = namespace.as_deref().unwrap_or(&session.operator_namespace);
+                let quota = published.quota.unwrap_or(u64::MAX);
+                let client = session.client.clone();
+                let secrets = backend::secrets::SecretsBackend::new(client, namespace, store::BUILT_IN, quota);
+                Arc::new(secrets.map_err(|e| failed(&e))?)
             }
             Location::Directory(path) => {
                 if !path.is_dir() {
@@ -58,11 +62,11 @@ impl Contents {
                         .because("this machine has no such directory")
                         .fix("run this command where the operator's volume is mounted, and name the mount with --store file:///path"));
                 }
-                let directory = path.to_string_lossy();
-                Arc::new(backend::object_store::ObjectStoreBackend::directory(&directory).map_err(|e| failed(&e))?)
+                let directory = ObjectStoreBackend::local(&path.to_string_lossy()).map_err(|e| failed(&e))?;
+                Arc::new(directory.with_quota(published.quota.unwrap_or(u64::MAX)))
             }
         };
-        let options = repository::Options { clock: clock::now, ..repository::Options::default() };
+        let options = repository::Options::new(clock::now);
         let repository = Repository::open(backend, options).await.map_err(|e| failed(&e))?;
         Ok(Self { repository, location })
     }
@@ -80,7 +84,7 @@ impl Contents {
             stored_bytes: usage.stored_bytes,
             packs: usage.packs as u64,
             snapshots: usage.snapshots as u64,
-            quota_bytes: usage.quota,
+            quota_bytes: usage.quota.filter(|quota| *quota < u64::MAX),
         }
     }
 
@@ -92,25 +96,35 @@ impl Contents {
         let name = snapshot.name_any();
         let phase = reference::phase(snapshot);
         if phase != SnapshotPhase::Ready {
-            return Err(Error::new(Class::Refused, format!("snapshot {name} has no contents to read"))
-                .because(format!("it is {phase:?}"))
-                .fix("wait until it is Ready, or name another: kubectl backstep snapshot list"));
+            return Err(
+                Error::new(Class::Refused, format!("snapshot {name} has no contents to read"))
+                    .because(format!("it is {phase:?}"))
+                    .fix("wait until it is Ready, or name another: kubectl backstep snapshot list"),
+            );
         }
         let uid = snapshot.uid().unwrap_or_default();
         let manifest = self.repository.manifest(&uid).await.map_err(|e| match failed(&e) {
-            missing if missing.class == Class::NotFound => {
-                Error::not_found(format!("the store {} has no contents of snapshot {name}", self.location))
-                    .because("they belong to another store, or were taken away behind Backstep's back")
-                    .fix("name the store with --store; `kubectl backstep snapshot verify` tells what is damaged")
-            }
+            missing if missing.class == Class::NotFound => Error::not_found(format!(
+                "the store {} has no contents of snapshot {name}",
+                self.location
+            ))
+            .because("they belong to another store, or were taken away behind Backstep's back")
+            .fix("name the store with --store; `kubectl backstep snapshot verify` tells what is damaged"),
             other => other,
         })?;
-        let told = snapshot.status.as_ref().and_then(|s| s.digest.clone()).unwrap_or_default();
+        let told = snapshot
+            .status
+            .as_ref()
+            .and_then(|s| s.digest.clone())
+            .unwrap_or_default();
         let stored = manifest.record().digest.to_string();
         if told != stored {
-            return Err(Error::new(Class::Corrupt, format!("the contents of snapshot {name} are not what its status says"))
-                .because(format!("status.digest is {told}, the store holds {stored}"))
-                .fix("trust neither: find out who changed the status or the store, and take a new snapshot"));
+            return Err(Error::new(
+                Class::Corrupt,
+                format!("the contents of snapshot {name} are not what its status says"),
+            )
+            .because(format!("status.digest is {told}, the store holds {stored}"))
+            .fix("trust neither: find out who changed the status or the store, and take a new snapshot"));
         }
         Ok(manifest)
     }
@@ -134,9 +148,15 @@ impl Contents {
 
     async fn json(&self, digest: &Digest, id: &ObjectId) -> Result<Value> {
         let bytes = self.repository.read_chunk(digest).await.map_err(|e| failed(&e))?;
-        serde_json::from_slice(&bytes)
-            .map_err(|e| Error::new(Class::Corrupt, format!("the content of {id} cannot be read")).because(e.to_string()))
+        serde_json::from_slice(&bytes).map_err(|e| {
+            Error::new(Class::Corrupt, format!("the content of {id} cannot be read")).because(e.to_string())
+        })
     }
+}
+
+/// Use of the operator's store.
+pub async fn usage(session: &Session, chosen: Option<&Location>) -> Result<status::Repository> {
+    Ok(Contents::open(session, chosen).await?.usage())
 }
 
 /// What a snapshot tells beside its objects: capture, skips, images.

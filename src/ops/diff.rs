@@ -103,9 +103,18 @@ impl Report {
             }
             (None, None) => return,
         };
-        let fields = if change == Change::Changed { diff::diff(old, new, shape).changes } else { Vec::new() };
+        let fields = if change == Change::Changed {
+            diff::diff(old, new, shape).changes
+        } else {
+            Vec::new()
+        };
         let text = diff::unified(old, new, shape);
-        self.objects.push(ObjectChange { id, change, fields, text });
+        self.objects.push(ObjectChange {
+            id,
+            change,
+            fields,
+            text,
+        });
     }
 
     /// Images of containers that both sides know.
@@ -138,7 +147,10 @@ pub struct Shapes {
 impl Shapes {
     /// Nothing is read yet.
     pub fn new(session: &Session) -> Self {
-        Self { session: session.clone(), custom: OnceCell::new() }
+        Self {
+            session: session.clone(),
+            custom: OnceCell::new(),
+        }
     }
 
     /// The shape of a kind. A CRD that is gone or may not be read leaves its lists compared by position.
@@ -159,7 +171,10 @@ impl Shapes {
                 }
             })
             .await;
-        custom.get(&(group.to_owned(), kind.to_owned())).cloned().unwrap_or_else(|| Arc::new(ListShape::atomic()))
+        custom
+            .get(&(group.to_owned(), kind.to_owned()))
+            .cloned()
+            .unwrap_or_else(|| Arc::new(ListShape::atomic()))
     }
 }
 
@@ -241,8 +256,17 @@ mod tests {
     #[test]
     fn a_moved_tag_is_a_difference_and_an_unknown_digest_is_not() {
         let mut report = Report::default();
-        let old = [image("a", Some("sha256:1")), image("b", Some("sha256:1")), image("c", None)];
-        let new = [image("a", Some("sha256:2")), image("b", None), image("c", Some("sha256:1")), image("d", Some("sha256:1"))];
+        let old = [
+            image("a", Some("sha256:1")),
+            image("b", Some("sha256:1")),
+            image("c", None),
+        ];
+        let new = [
+            image("a", Some("sha256:2")),
+            image("b", None),
+            image("c", Some("sha256:1")),
+            image("d", Some("sha256:1")),
+        ];
         report.compare_images(&old, &new);
         assert_eq!(report.images.len(), 1);
         assert_eq!(report.images[0].new, "registry/web:1@sha256:2");
@@ -251,9 +275,7 @@ mod tests {
 
     #[test]
     fn values_of_secrets_are_in_no_part_of_a_report() {
-        let secret = |value: &str| {
-            serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db"}, "data": {"password": value}})
-        };
+        let secret = |value: &str| serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db"}, "data": {"password": value}});
         let (old, new) = (secret("Y2FuYXJ5LW9sZA=="), secret("Y2FuYXJ5LW5ldw=="));
         let shape = ListShape::atomic();
         for (old, new) in [(Some(&old), Some(&new)), (None, Some(&new)), (Some(&old), None)] {

@@ -412,7 +412,7 @@ async fn rights(session: &Session) -> Vec<Check> {
 
 async fn repository(session: &Session, store: Option<&Location>) -> Check {
     const NAME: &str = "repository";
-    match super::repository::usage(session, store).await {
+    match super::contents::usage(session, store).await {
         Ok(usage) => {
             let detail = format!(
                 "{} holds {} snapshots in {} bytes",

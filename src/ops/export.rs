@@ -4,9 +4,10 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
+    pin::pin,
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::Value;
 
 use super::{
@@ -86,7 +87,7 @@ pub async fn export(
     let mut sink = Sink::open(target, format)?;
     let mut written = Written::default();
     let outcome = async {
-        let mut objects = manifest
+        let objects = manifest
             .entries()
             .map_err(|e| failed(&e))
             .map(|next| async {
@@ -95,6 +96,7 @@ pub async fn export(
                 Ok::<_, Error>((kind, entry.name, object))
             })
             .buffered(READ_AHEAD);
+        let mut objects = pin!(objects);
         while let Some((kind, name, mut object)) = objects.try_next().await? {
             if secret::is_secret(&object) {
                 written.fingerprints += u64::from(holds_fingerprints(&object));
@@ -123,9 +125,22 @@ fn holds_fingerprints(object: &Value) -> bool {
 }
 
 enum Sink<'a> {
-    Directory { partial: PathBuf, target: PathBuf, format: Format },
-    Tar { archive: Box<tar::Builder<BufWriter<File>>>, partial: PathBuf, target: PathBuf, format: Format },
-    Stream { out: &'a mut (dyn Write + Send), format: Format, first: bool },
+    Directory {
+        partial: PathBuf,
+        target: PathBuf,
+        format: Format,
+    },
+    Tar {
+        archive: Box<tar::Builder<BufWriter<File>>>,
+        partial: PathBuf,
+        target: PathBuf,
+        format: Format,
+    },
+    Stream {
+        out: &'a mut (dyn Write + Send),
+        format: Format,
+        first: bool,
+    },
 }
 
 fn taken(path: &Path, why: &str) -> Error {
@@ -152,7 +167,11 @@ fn private(path: &Path) -> io::Result<File> {
 impl<'a> Sink<'a> {
     fn open(target: Target<'a>, format: Format) -> Result<Self, Failure> {
         match target {
-            Target::Stream(out) => Ok(Self::Stream { out, format, first: true }),
+            Target::Stream(out) => Ok(Self::Stream {
+                out,
+                format,
+                first: true,
+            }),
             Target::Directory(target) => {
                 if let Ok(mut entries) = fs::read_dir(&target) {
                     if entries.next().is_some() {
@@ -163,7 +182,11 @@ impl<'a> Sink<'a> {
                 }
                 let partial = partial(&target);
                 fs::create_dir(&partial).map_err(|e| unwritable(&partial, &e))?;
-                Ok(Self::Directory { partial, target, format })
+                Ok(Self::Directory {
+                    partial,
+                    target,
+                    format,
+                })
             }
             Target::Tar(target) => {
                 if target.symlink_metadata().is_ok() {
@@ -171,20 +194,33 @@ impl<'a> Sink<'a> {
                 }
                 let partial = partial(&target);
                 let file = private(&partial).map_err(|e| unwritable(&partial, &e))?;
-                Ok(Self::Tar { archive: Box::new(tar::Builder::new(BufWriter::new(file))), partial, target, format })
+                Ok(Self::Tar {
+                    archive: Box::new(tar::Builder::new(BufWriter::new(file))),
+                    partial,
+                    target,
+                    format,
+                })
             }
         }
     }
 
     fn write(&mut self, kind: &KindHeader, name: &str, object: &Value) -> Result<(), Failure> {
         match self {
-            Self::Stream { out, format: Format::Yaml, first } => {
+            Self::Stream {
+                out,
+                format: Format::Yaml,
+                first,
+            } => {
                 if !std::mem::take(first) {
                     out.write_all(b"---\n")?;
                 }
                 out.write_all(render(Format::Yaml, object)?.as_bytes())?;
             }
-            Self::Stream { out, format: Format::Json, first } => {
+            Self::Stream {
+                out,
+                format: Format::Json,
+                first,
+            } => {
                 let start: &[u8] = if std::mem::take(first) { LIST_START } else { b",\n" };
                 out.write_all(start)?;
                 serde_json::to_writer(&mut **out, object).map_err(io::Error::from)?;
@@ -222,8 +258,17 @@ impl<'a> Sink<'a> {
                 // An empty directory may be there; renaming a directory replaces it.
                 fs::rename(&partial, &target).map_err(|e| unwritable(&target, &e))?;
             }
-            Self::Tar { archive, partial, target, .. } => {
-                archive.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            Self::Tar {
+                archive,
+                partial,
+                target,
+                ..
+            } => {
+                archive
+                    .into_inner()?
+                    .into_inner()
+                    .map_err(io::IntoInnerError::into_error)?
+                    .sync_all()?;
                 fs::rename(&partial, &target).map_err(|e| unwritable(&target, &e))?;
             }
         }
@@ -248,7 +293,9 @@ fn unwritable(path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::NotFound => "create the directory that it goes into",
         _ => "name a place that you may write",
     };
-    Error::new(Class::Refused, format!("{} cannot be written", path.display())).because(error.to_string()).fix(fix)
+    Error::new(Class::Refused, format!("{} cannot be written", path.display()))
+        .because(error.to_string())
+        .fix(fix)
 }
 
 fn render(format: Format, object: &Value) -> Result<String, Error> {
@@ -263,9 +310,16 @@ fn render(format: Format, object: &Value) -> Result<String, Error> {
 /// `deployments.apps/web.yaml`. Names come from a store that others may write, so nothing may lead out of the target.
 fn path(kind: &KindHeader, name: &str, format: Format) -> Result<(String, String), Error> {
     let plain = |text: &str| !text.is_empty() && !text.starts_with('.') && !text.contains(['/', '\\', '\0']);
-    let folder = if kind.group.is_empty() { kind.plural.clone() } else { format!("{}.{}", kind.plural, kind.group) };
+    let folder = if kind.group.is_empty() {
+        kind.plural.clone()
+    } else {
+        format!("{}.{}", kind.plural, kind.group)
+    };
     if !plain(&folder) || !plain(name) {
-        return Err(Error::new(Class::Corrupt, format!("the manifest names an object that cannot exist: {folder:?} {name:?}")));
+        return Err(Error::new(
+            Class::Corrupt,
+            format!("the manifest names an object that cannot exist: {folder:?} {name:?}"),
+        ));
     }
     let suffix = match format {
         Format::Yaml => "yaml",
@@ -293,11 +347,18 @@ mod tests {
     #[test]
     fn names_that_lead_out_of_the_target_are_refused() {
         for name in ["..", "../x", "a/b", "", "a\\b", ".hidden"] {
-            assert_eq!(path(&kind("", "things"), name, Format::Yaml).unwrap_err().class, Class::Corrupt, "{name}");
+            assert_eq!(
+                path(&kind("", "things"), name, Format::Yaml).unwrap_err().class,
+                Class::Corrupt,
+                "{name}"
+            );
         }
         assert!(path(&kind("../x", ".."), "a", Format::Yaml).is_err());
         let (folder, file) = path(&kind("rbac.authorization.k8s.io", "roles"), "system:x", Format::Json).unwrap();
-        assert_eq!((folder.as_str(), file.as_str()), ("roles.rbac.authorization.k8s.io", "system:x.json"));
+        assert_eq!(
+            (folder.as_str(), file.as_str()),
+            ("roles.rbac.authorization.k8s.io", "system:x.json")
+        );
     }
 
     #[test]
@@ -314,7 +375,9 @@ mod tests {
         };
         assert_eq!(error.class, Class::Refused);
         let other = home.path().join("other");
-        Sink::open(Target::Directory(other.clone()), Format::Yaml).unwrap().abandon();
+        Sink::open(Target::Directory(other.clone()), Format::Yaml)
+            .unwrap()
+            .abandon();
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
     }
 
@@ -326,7 +389,11 @@ mod tests {
         sink.write(&kind("x", "things"), "a", &json!({"a": 1})).unwrap();
         sink.finish().unwrap();
         let mut archive = tar::Archive::new(File::open(&target).unwrap());
-        let paths: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
+        let paths: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap().path().unwrap().into_owned())
+            .collect();
         assert_eq!(paths, [PathBuf::from("things.x/a.json")]);
     }
 

@@ -49,7 +49,14 @@ impl Sink for Comparison {
         for Observed { object, .. } in objects {
             let id = ObjectId::new(&kind.info.group, &kind.info.kind, &object.name);
             let equal = self.captured.get(&id).is_some_and(|digest| *digest == object.digest());
-            live.insert(id, if equal { Live::Equal } else { Live::Different(object.content) });
+            live.insert(
+                id,
+                if equal {
+                    Live::Equal
+                } else {
+                    Live::Different(object.content)
+                },
+            );
         }
         Ok(())
     }
@@ -71,11 +78,24 @@ pub async fn against_live(session: &Session, contents: &Contents, manifest: &Man
     while let Some((id, digest)) = next(&mut entries).await? {
         captured.insert(id, digest);
     }
-    let comparison = Comparison { captured, live: Mutex::default() };
+    let comparison = Comparison {
+        captured,
+        live: Mutex::default(),
+    };
     let catalog = tokio::sync::Mutex::new(Catalog::default());
-    let pass = Pass { client: &session.client, catalog: &catalog, options: capture::Options { concurrency: CONCURRENCY } };
+    let pass = Pass {
+        client: &session.client,
+        catalog: &catalog,
+        options: capture::Options {
+            concurrency: CONCURRENCY,
+        },
+    };
     let namespace = manifest.record().namespace.clone();
-    let target = [Target::new(namespace, selection, fingerprint_key(session, &capture).await?)];
+    let target = [Target::new(
+        namespace,
+        selection,
+        fingerprint_key(session, &capture).await?,
+    )];
     let reports = capture::run(&pass, &target, &comparison).await.map_err(unreadable)?;
     let seen = match reports.into_iter().next().map(|report| report.outcome) {
         Some(Ok(seen)) => seen,
@@ -139,9 +159,15 @@ async fn fingerprint_key(session: &Session, capture: &Capture) -> Result<Option<
     let api: Api<Secret> = Api::namespaced(session.client.clone(), namespace);
     let what = format!("read secret {} in {namespace}", key::KEY_SECRET);
     if session.repeat(&what, || api.get_opt(key::KEY_SECRET)).await?.is_none() {
-        return Err(Error::new(Class::Unavailable, "the Secrets of this snapshot cannot be compared with live ones")
-            .because(format!("it holds fingerprints, and their key, secret {} of namespace {namespace}, is gone", key::KEY_SECRET))
-            .fix("bring the Secret back from a backup, or name the operator's namespace with --operator-namespace"));
+        return Err(Error::new(
+            Class::Unavailable,
+            "the Secrets of this snapshot cannot be compared with live ones",
+        )
+        .because(format!(
+            "it holds fingerprints, and their key, secret {} of namespace {namespace}, is gone",
+            key::KEY_SECRET
+        ))
+        .fix("bring the Secret back from a backup, or name the operator's namespace with --operator-namespace"));
     }
     let bytes = key::installation_key(&session.client, namespace).await?;
     Ok(Some(FingerprintKey::new(bytes)))

@@ -70,7 +70,11 @@ impl std::str::FromStr for ObjectName {
             return Err(Error::usage(format!("`{text}` names no object"))
                 .fix("write Kind/NAME, Kind.group/NAME or group/Kind/NAME, for example Deployment/web or apps/Deployment/web"));
         }
-        Ok(Self { group: group.map(str::to_owned), kind: kind.to_owned(), name: name.to_owned() })
+        Ok(Self {
+            group: group.map(str::to_owned),
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -112,9 +116,12 @@ pub async fn find(manifest: &ManifestReader, name: &ObjectName) -> Result<(KindH
         1 => found.pop().ok_or_else(|| Error::internal("an entry was lost")),
         _ => {
             let names: Vec<String> = found.iter().map(|(kind, entry)| entry.id(kind).to_string()).collect();
-            Err(Error::new(Class::Refused, format!("{name} means several objects of snapshot {snapshot}"))
-                .because(names.join(", "))
-                .fix("name its group: Kind.group/NAME"))
+            Err(Error::new(
+                Class::Refused,
+                format!("{name} means several objects of snapshot {snapshot}"),
+            )
+            .because(names.join(", "))
+            .fix("name its group: Kind.group/NAME"))
         }
     }
 }
@@ -147,13 +154,24 @@ mod tests {
     #[test]
     fn objects_are_named_by_kind_or_plural_with_or_without_a_group() {
         let deployment = kind("apps", "Deployment", "deployments");
-        for text in ["Deployment/web", "deployment/web", "deployments/web", "Deployment.apps/web", "apps/Deployment/web"] {
+        for text in [
+            "Deployment/web",
+            "deployment/web",
+            "deployments/web",
+            "Deployment.apps/web",
+            "apps/Deployment/web",
+        ] {
             assert!(text.parse::<ObjectName>().unwrap().is(&deployment), "{text}");
         }
         for text in ["core/Deployment/web", "Deployment.extensions/web", "deploy/web"] {
             assert!(!text.parse::<ObjectName>().unwrap().is(&deployment), "{text}");
         }
-        assert!("core/Service/web".parse::<ObjectName>().unwrap().is(&kind("", "Service", "services")));
+        assert!(
+            "core/Service/web"
+                .parse::<ObjectName>()
+                .unwrap()
+                .is(&kind("", "Service", "services"))
+        );
     }
 
     #[test]

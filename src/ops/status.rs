@@ -107,7 +107,7 @@ pub async fn status(session: &Session, store: Option<&Location>) -> Result<Statu
         facts::served_kinds(session),
         facts::policies(session),
         count_snapshots(session),
-        super::repository::usage(session, store),
+        super::contents::usage(session, store),
     );
     Ok(Status {
         server: Seen::Known(server.version),

@@ -10,16 +10,28 @@ use super::{Class, Error, Result, Session};
 /// `ConfigMap` in the operator's namespace that says where its store is: keys `store` and `namespace`.
 pub const STORE_CONFIG_MAP: &str = "backstep-store";
 
+/// Name of the operator's built-in store among the stores of a namespace.
+pub const BUILT_IN: &str = "default";
+
 /// The operator's built-in store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// Secrets of one namespace.
     Secrets {
-        /// The namespace; empty is the operator's.
-        namespace: String,
+        /// The namespace; absent is the operator's.
+        namespace: Option<String>,
     },
     /// A directory, seen from the machine that opens it.
     Directory(PathBuf),
+}
+
+/// A store as the operator published it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Where it is; Secrets have a namespace.
+    pub location: Location,
+    /// Most bytes it may hold, where the operator says so.
+    pub quota: Option<u64>,
 }
 
 impl FromStr for Location {
@@ -31,19 +43,14 @@ impl FromStr for Location {
                 .fix("write `secrets`, `secrets:NAMESPACE` or `file:///absolute/path`")
         };
         if text == "secrets" {
-            return Ok(Self::Secrets {
-                namespace: String::new(),
-            });
+            return Ok(Self::Secrets { namespace: None });
         }
         if let Some(namespace) = text.strip_prefix("secrets:") {
             let ok = !namespace.is_empty() && namespace.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-            return if ok {
-                Ok(Self::Secrets {
-                    namespace: namespace.to_owned(),
-                })
-            } else {
-                Err(unknown())
-            };
+            let namespace = Some(namespace.to_owned()).filter(|_| ok).ok_or_else(unknown)?;
+            return Ok(Self::Secrets {
+                namespace: Some(namespace),
+            });
         }
         let path = text.strip_prefix("file://").map(PathBuf::from).ok_or_else(unknown)?;
         if path.is_absolute() {
@@ -57,7 +64,10 @@ impl FromStr for Location {
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Secrets { namespace } => write!(f, "secrets:{namespace}"),
+            Self::Secrets {
+                namespace: Some(namespace),
+            } => write!(f, "secrets:{namespace}"),
+            Self::Secrets { namespace: None } => f.write_str("secrets"),
             Self::Directory(path) => write!(f, "file://{}", path.display()),
         }
     }
@@ -77,17 +87,20 @@ pub fn not_for_everybody(why: String) -> Error {
 ///
 /// # Errors
 /// `Forbidden` for whom the store is closed, `Unavailable` when no operator has published one.
-pub async fn locate(session: &Session, chosen: Option<&Location>) -> Result<Location> {
-    let in_namespace = |location: &Location| match location {
-        Location::Secrets { namespace } if namespace.is_empty() => Location::Secrets {
-            namespace: session.operator_namespace.clone(),
+pub async fn locate(session: &Session, chosen: Option<&Location>) -> Result<Published> {
+    let namespace = &session.operator_namespace;
+    let placed = |location: Location, published: Option<String>| match location {
+        Location::Secrets { namespace: None } => Location::Secrets {
+            namespace: Some(published.unwrap_or_else(|| namespace.clone())),
         },
-        other => other.clone(),
+        other => other,
     };
     if let Some(location) = chosen {
-        return Ok(in_namespace(location));
+        return Ok(Published {
+            location: placed(location.clone(), None),
+            quota: None,
+        });
     }
-    let namespace = &session.operator_namespace;
     let api: Api<ConfigMap> = Api::namespaced(session.client.clone(), namespace);
     let what = format!("read configmap {STORE_CONFIG_MAP} in {namespace}");
     let found = match session.repeat(&what, || api.get_opt(STORE_CONFIG_MAP)).await {
@@ -107,17 +120,19 @@ pub async fn locate(session: &Session, chosen: Option<&Location>) -> Result<Loca
         ))
         .fix("is the operator running there (kubectl backstep doctor)? Otherwise name --operator-namespace or --store")
     };
-    let data = found.ok_or_else(missing)?.data.unwrap_or_default();
+    let mut data = found.ok_or_else(missing)?.data.unwrap_or_default();
     let location: Location = data.get("store").ok_or_else(missing)?.parse().map_err(|error: Error| {
         error.because(format!(
             "configmap {STORE_CONFIG_MAP} of namespace {namespace} says so; this command may be older than the operator"
         ))
     })?;
-    Ok(match (location, data.get("namespace").filter(|n| !n.is_empty())) {
-        (Location::Secrets { namespace }, Some(published)) if namespace.is_empty() => Location::Secrets {
-            namespace: published.clone(),
-        },
-        (location, _) => in_namespace(&location),
+    let quota = data
+        .get("quota")
+        .and_then(|quota| quota.parse().ok())
+        .filter(|quota| *quota > 0);
+    Ok(Published {
+        location: placed(location, data.remove("namespace").filter(|n| !n.is_empty())),
+        quota,
     })
 }
 

@@ -24,7 +24,8 @@ mod tests {
 
     #[test]
     fn words_that_yaml_takes_for_something_else_are_quoted() {
-        let value = json!({"a": "yes", "b": "null", "c": "1e3", "d": "", "e": "0x1f", "f": "12:30", "g": "~", "h": "a\nb\n"});
+        let value =
+            json!({"a": "yes", "b": "null", "c": "1e3", "d": "", "e": "0x1f", "f": "12:30", "g": "~", "h": "a\nb\n"});
         let text = to_string(&value).unwrap();
         assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), value, "{text}");
         assert!(!text.contains("a: yes"), "{text}");

@@ -53,7 +53,9 @@ enum Against {
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
     let session = context.session().await?;
     if options.new.is_none() && options.against.is_none() {
-        return Err(Error::usage("it is not said what to compare with").fix("name a second snapshot, or pass --against live").into());
+        return Err(Error::usage("it is not said what to compare with")
+            .fix("name a second snapshot, or pass --against live")
+            .into());
     }
     let old = resolve(&session, &options.old).await?;
     let new = match &options.new {
@@ -86,7 +88,12 @@ fn label(snapshot: &Snapshot) -> String {
     reference::versioned(snapshot).unwrap_or_else(|| snapshot.name_any())
 }
 
-fn print(options: &Options, (old, new): &(String, String), report: &Report, context: &mut Context) -> Result<(), Failure> {
+fn print(
+    options: &Options,
+    (old, new): &(String, String),
+    report: &Report,
+    context: &mut Context,
+) -> Result<(), Failure> {
     let out = &mut context.out;
     match options.output {
         Format::Json | Format::Yaml => {
@@ -137,15 +144,25 @@ fn print(options: &Options, (old, new): &(String, String), report: &Report, cont
         }
     }
     for image in &report.images {
-        let title = out.tone(Tone::Notice, format_args!("~ image of {} container {}", image.workload, image.container));
+        let title = out.tone(
+            Tone::Notice,
+            format_args!("~ image of {} container {}", image.workload, image.container),
+        );
         out.line(title)?;
         if !options.summary {
-            let (old, new) = (out.tone(Tone::Bad, format_args!("- {}", image.old)), out.tone(Tone::Good, format_args!("+ {}", image.new)));
+            let (old, new) = (
+                out.tone(Tone::Bad, format_args!("- {}", image.old)),
+                out.tone(Tone::Good, format_args!("+ {}", image.new)),
+            );
             out.line(format_args!("    {old}"))?;
             out.line(format_args!("    {new}"))?;
         }
     }
-    let images = if report.images.is_empty() { String::new() } else { format!(", {} images moved", report.images.len()) };
+    let images = if report.images.is_empty() {
+        String::new()
+    } else {
+        format!(", {} images moved", report.images.len())
+    };
     out.line(format_args!(
         "{old} → {new}: {} added, {} removed, {} changed, {} unchanged{images}",
         report.added, report.removed, report.changed, report.unchanged

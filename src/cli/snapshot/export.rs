@@ -61,7 +61,10 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         Format::Json => export::Format::Json,
     };
     let to_stream = options.output.as_os_str() == "-";
-    let is_tar = options.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"));
+    let is_tar = options
+        .output
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("tar"));
     let bar = context.out.bar("exporting");
     bar.set_length(manifest.record().counts.captured);
     let reveal = options.secrets == Secrets::Include;
@@ -73,7 +76,10 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     } else {
         Target::Directory(options.output.clone())
     };
-    let written = export::export(&contents, &manifest, target, format, reveal, |count| bar.set_position(count)).await;
+    let written = export::export(&contents, &manifest, target, format, reveal, |count| {
+        bar.set_position(count)
+    })
+    .await;
     bar.finish_and_clear();
     let written = written.map_err(|failure| match failure {
         export::Failure::Ops(error) => Failure::from(error),
@@ -89,7 +95,10 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         ))?;
     }
     if written.hidden > 0 {
-        context.out.note(format_args!("The values of {} Secrets are {HIDDEN}; --secrets include writes them.", written.hidden))?;
+        context.out.note(format_args!(
+            "The values of {} Secrets are {HIDDEN}; --secrets include writes them.",
+            written.hidden
+        ))?;
     }
     if written.fingerprints > 0 {
         context.out.note(format_args!(

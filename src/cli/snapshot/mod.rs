@@ -14,7 +14,9 @@ use crate::{
 
 mod create;
 mod delete;
+mod export;
 mod list;
+mod show;
 mod tag;
 
 #[derive(Subcommand)]
@@ -24,6 +26,10 @@ pub enum Verb {
     /// List snapshots
     #[command(visible_alias = "ls")]
     List(list::Options),
+    /// Show one snapshot, what it holds, or one captured object
+    Show(show::Options),
+    /// Write the captured objects to standard output, a directory or a tar archive
+    Export(export::Options),
     /// Put tags on a snapshot, or take them off (TAG-)
     Tag(tag::Options),
     /// Delete snapshots; what no other snapshot needs is freed
@@ -35,6 +41,8 @@ pub async fn run(verb: Verb, context: &mut Context) -> Result<Exit, Failure> {
     match verb {
         Verb::Create(options) => create::run(options, context).await,
         Verb::List(options) => list::run(&options, context).await,
+        Verb::Show(options) => show::run(&options, context).await,
+        Verb::Export(options) => export::run(&options, context).await,
         Verb::Tag(options) => tag::run(&options, context).await,
         Verb::Delete(options) => delete::run(&options, context).await,
     }

@@ -50,12 +50,18 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         let contents = Contents::open(&session, context.store.as_ref()).await?;
         let manifest = contents.manifest(&snapshot).await?;
         let object = show::object(&contents, &manifest, name, options.reveal_secrets).await?;
-        let format = if options.output == Format::Json { Format::Json } else { Format::Yaml };
+        let format = if options.output == Format::Json {
+            Format::Json
+        } else {
+            Format::Yaml
+        };
         context.out.structured(format, &object)?;
         return Ok(Exit::Ok);
     }
     if options.output == Format::Name {
-        context.out.line(format_args!("snapshot.backstep.dev/{}", snapshot.name_any()))?;
+        context
+            .out
+            .line(format_args!("snapshot.backstep.dev/{}", snapshot.name_any()))?;
         return Ok(Exit::Ok);
     }
     let held = match Contents::open(&session, context.store.as_ref()).await {
@@ -96,7 +102,11 @@ struct Held {
 async fn held(contents: &Contents, snapshot: &Snapshot) -> Result<Held, ops::Error> {
     let manifest = contents.manifest(snapshot).await?;
     let extras = contents::extras(&manifest).await?;
-    Ok(Held { objects: show::entries(&manifest).await?, skipped: extras.skipped, images: extras.images })
+    Ok(Held {
+        objects: show::entries(&manifest).await?,
+        skipped: extras.skipped,
+        images: extras.images,
+    })
 }
 
 fn describe(snapshot: &Snapshot, context: &mut Context) -> Result<(), Failure> {
@@ -109,14 +119,32 @@ fn describe(snapshot: &Snapshot, context: &mut Context) -> Result<(), Failure> {
     row("Namespace", plain(snapshot.namespace().unwrap_or_default()));
     row("Lineage", plain(reference::lineage(snapshot).to_owned()));
     row("Version", plain(or_none(status.version.map(|v| v.to_string()))));
-    row("Parent", plain(or_none(status.parent.as_ref().map(|p| format!("{} ({})", p.version, p.name)))));
+    row(
+        "Parent",
+        plain(or_none(
+            status.parent.as_ref().map(|p| format!("{} ({})", p.version, p.name)),
+        )),
+    );
     row("Phase", super::phase_cell(snapshot));
     let tags = reference::tags(snapshot);
     row("Tags", plain(or_none((!tags.is_empty()).then(|| tags.join(", ")))));
-    row("Pinned", plain(if delete::is_pinned(snapshot) { "yes".into() } else { "no".into() }));
+    row(
+        "Pinned",
+        plain(if delete::is_pinned(snapshot) {
+            "yes".into()
+        } else {
+            "no".into()
+        }),
+    );
     row("Description", plain(or_none(spec.description.clone())));
-    row("Requested by", plain(or_none(spec.requested_by.as_ref().and_then(|r| r.username.clone()))));
-    row("Created", plain(format!("{} ago", age(snapshot.creation_timestamp().map(|t| t.0)))));
+    row(
+        "Requested by",
+        plain(or_none(spec.requested_by.as_ref().and_then(|r| r.username.clone()))),
+    );
+    row(
+        "Created",
+        plain(format!("{} ago", age(snapshot.creation_timestamp().map(|t| t.0)))),
+    );
     if let Some(expires) = &status.expires_at {
         row("Expires", plain(expires.0.to_string()));
     }
@@ -130,10 +158,21 @@ fn describe(snapshot: &Snapshot, context: &mut Context) -> Result<(), Failure> {
     }
     if let Some(size) = &status.size {
         let of = |count: i64| bytes(u64::try_from(count).unwrap_or(0));
-        row("Size", plain(format!("{}, {} added to the store", of(size.logical_bytes), of(size.stored_bytes))));
+        row(
+            "Size",
+            plain(format!(
+                "{}, {} added to the store",
+                of(size.logical_bytes),
+                of(size.stored_bytes)
+            )),
+        );
     }
     if !status.components.is_empty() {
-        let parts: Vec<String> = status.components.iter().map(|c| format!("{:?} {}", c.name, c.items)).collect();
+        let parts: Vec<String> = status
+            .components
+            .iter()
+            .map(|c| format!("{:?} {}", c.name, c.items))
+            .collect();
         row("Components", plain(parts.join(", ")));
     }
     for condition in &status.conditions {
@@ -156,33 +195,58 @@ fn tables(snapshot: &Snapshot, held: Option<&Held>, wide: bool, context: &mut Co
                 (Some(digest), _) => plain(digest),
                 (None, reason) => (format!("not known: {}", or_none(reason.clone())), Tone::Notice),
             };
-            vec![plain(&image.workload), plain(&image.container), plain(&image.image), ran]
+            vec![
+                plain(&image.workload),
+                plain(&image.container),
+                plain(&image.image),
+                ran,
+            ]
         });
         out.table(&["WORKLOAD", "CONTAINER", "IMAGE", "RAN"], rows.collect::<Vec<_>>())?;
         if held.is_none() && status.images_omitted.unwrap_or(0) > 0 {
-            out.line(format_args!("and {} more in the manifest", status.images_omitted.unwrap_or(0)))?;
+            out.line(format_args!(
+                "and {} more in the manifest",
+                status.images_omitted.unwrap_or(0)
+            ))?;
         }
     }
     let skipped = held.map_or(&status.skipped, |h| &h.skipped);
     if !skipped.is_empty() {
         out.line("\nLeft out:")?;
-        let rows = skipped.iter().map(|s| vec![plain(&s.count.to_string()), plain(&s.kind), plain(&s.reason)]);
+        let rows = skipped
+            .iter()
+            .map(|s| vec![plain(&s.count.to_string()), plain(&s.kind), plain(&s.reason)]);
         out.table(&["COUNT", "KIND", "REASON"], rows.collect::<Vec<_>>())?;
         if held.is_none() && status.skipped_omitted.unwrap_or(0) > 0 {
-            out.line(format_args!("and {} more rows in the manifest", status.skipped_omitted.unwrap_or(0)))?;
+            out.line(format_args!(
+                "and {} more rows in the manifest",
+                status.skipped_omitted.unwrap_or(0)
+            ))?;
         }
     }
     if let Some(held) = held {
         out.line("\nObjects:")?;
         let header = ["KIND", "NAME", "COMPONENT", "DIGEST"];
         let rows = held.objects.iter().map(|object| {
-            let kind = if object.group.is_empty() { object.kind.clone() } else { format!("{}.{}", object.kind, object.group) };
+            let kind = if object.group.is_empty() {
+                object.kind.clone()
+            } else {
+                format!("{}.{}", object.kind, object.group)
+            };
             let hex = object.digest.strip_prefix("sha256:").unwrap_or(&object.digest);
-            let digest = if wide { object.digest.clone() } else { hex.chars().take(12).collect() };
-            vec![(kind, Tone::Plain), plain(&object.name), plain(&object.component), (digest, Tone::Quiet)]
+            let digest = if wide {
+                object.digest.clone()
+            } else {
+                hex.chars().take(12).collect()
+            };
+            vec![
+                (kind, Tone::Plain),
+                plain(&object.name),
+                plain(&object.component),
+                (digest, Tone::Quiet),
+            ]
         });
         out.table(&header, rows.collect::<Vec<_>>())?;
     }
     Ok(())
 }
-
