@@ -10,7 +10,7 @@ use crate::ops::{self, Class};
 pub enum Exit {
     /// Done; nothing differs, nothing is wrong.
     Ok = 0,
-    /// Done: the states differ, or a check found something wrong.
+    /// Done: the states differ, or a check failed.
     Differs = 1,
     /// The command line makes no sense.
     Usage = 2,
@@ -42,13 +42,13 @@ pub const TABLE: [(Exit, &str); 12] = [
     ),
     (
         Exit::Differs,
-        "diff: there are differences; verify: damage was found; doctor: a check failed; status: no operator runs",
+        "diff: there are differences; doctor: a check failed; status: no operator runs",
     ),
     (Exit::Usage, "the command line makes no sense"),
     (Exit::NotFound, "there is no such snapshot, version, tag or object"),
     (Exit::Forbidden, "you lack a right; the message names it"),
     (Exit::TimedOut, "it did not happen in time (--wait, --request-timeout)"),
-    (Exit::Corrupt, "stored contents are damaged and were not used"),
+    (Exit::Corrupt, "stored contents are damaged; verify found damage, or what was asked for cannot be read"),
     (
         Exit::Unavailable,
         "the API server, the store or Backstep cannot be reached, or is not installed",

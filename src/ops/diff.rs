@@ -9,13 +9,13 @@ use tokio::sync::OnceCell;
 
 use super::{
     Error, Result, Session,
-    contents::{Contents, failed},
+    contents::{Contents, HIDDEN, failed},
 };
 use crate::{
-    api::snapshot::ImageStatus,
+    api::snapshot::{Capture, ImageStatus, SecretsMode},
     capture::Catalog,
     domain::object::{
-        Digest, ListShape, ObjectId,
+        Digest, FingerprintKey, ListShape, ObjectId,
         diff::{self, FieldChange},
     },
     repository::{Entry, ManifestReader, SharedKind},
@@ -87,7 +87,20 @@ impl Report {
         self.objects.is_empty() && self.images.is_empty()
     }
 
-    pub(super) fn add(&mut self, id: ObjectId, old: Option<&Value>, new: Option<&Value>, shape: &ListShape) {
+    /// Compares two contents of one object whose digests differ. Equal after all (a value and its fingerprint) is unchanged.
+    pub(super) fn add(
+        &mut self,
+        id: ObjectId,
+        old: Option<&Value>,
+        new: Option<&Value>,
+        shape: &ListShape,
+        key: &FingerprintKey,
+    ) {
+        let mut fields = diff::diff(old, new, shape, key).changes;
+        if fields.is_empty() {
+            self.unchanged += 1;
+            return;
+        }
         let change = match (old, new) {
             (None, Some(_)) => {
                 self.added += 1;
@@ -103,12 +116,16 @@ impl Report {
             }
             (None, None) => return,
         };
-        let fields = if change == Change::Changed {
-            diff::diff(old, new, shape).changes
+        if change == Change::Changed {
+            // A fingerprint under a key of this moment tells nothing more than that the value changed.
+            for field in fields.iter_mut().filter(|field| field.hidden) {
+                field.old = field.old.as_ref().map(|_| Value::from(HIDDEN));
+                field.new = field.new.as_ref().map(|_| Value::from(HIDDEN));
+            }
         } else {
-            Vec::new()
-        };
-        let text = diff::unified(old, new, shape);
+            fields.clear();
+        }
+        let text = diff::unified(old, new, shape, key);
         self.objects.push(ObjectChange {
             id,
             change,
@@ -186,6 +203,8 @@ pub async fn snapshots(
     new: &ManifestReader,
     mut done: impl FnMut(&ObjectId),
 ) -> Result<Report> {
+    let (before, after) = (super::contents::extras(old).await?, super::contents::extras(new).await?);
+    let key = key(session, [before.capture.as_ref(), after.capture.as_ref()]).await?;
     let shapes = Shapes::new(session);
     let mut report = Report::default();
     let (mut left, mut right) = (pin!(old.entries()), pin!(new.entries()));
@@ -209,7 +228,7 @@ pub async fn snapshots(
                 let before = content(contents, old_digest, &id).await?;
                 let after = content(contents, new_digest, &id).await?;
                 let shape = shapes.of(&id.group, &id.kind).await;
-                report.add(id, before.as_ref(), after.as_ref(), &shape);
+                report.add(id, before.as_ref(), after.as_ref(), &shape, &key);
             }
         }
         if order.is_le() {
@@ -219,9 +238,30 @@ pub async fn snapshots(
             b = next(&mut right).await?;
         }
     }
-    let (before, after) = (super::contents::extras(old).await?, super::contents::extras(new).await?);
     report.compare_images(&before.images, &after.images);
     Ok(report)
+}
+
+/// The key that stands for Secret values while two states are compared.
+///
+/// Only where exactly one side holds fingerprints does it have to be the installation's, so that the other side's values compare with
+/// them; without it such Secrets show as changed.
+async fn key(session: &Session, captures: [Option<&Capture>; 2]) -> Result<FingerprintKey> {
+    let fingerprinted = |capture: Option<&Capture>| capture.is_some_and(|c| c.secrets == Some(SecretsMode::Fingerprint));
+    let [old, new] = captures.map(fingerprinted);
+    if old != new {
+        match super::live::installation_key(session).await {
+            Ok(Some(key)) => return Ok(key),
+            Ok(None) => tracing::warn!("the fingerprint key is gone: Secrets show as changed"),
+            Err(error) => tracing::warn!(%error, "the fingerprint key cannot be read: Secrets show as changed"),
+        }
+    }
+    Ok(random_key())
+}
+
+/// A key for one comparison.
+pub(super) fn random_key() -> FingerprintKey {
+    FingerprintKey::new(rand::random())
 }
 
 pub(super) async fn content(contents: &Contents, digest: Option<Digest>, id: &ObjectId) -> Result<Option<Value>> {
@@ -280,7 +320,7 @@ mod tests {
         let shape = ListShape::atomic();
         for (old, new) in [(Some(&old), Some(&new)), (None, Some(&new)), (Some(&old), None)] {
             let mut report = Report::default();
-            report.add(ObjectId::new("", "Secret", "db"), old, new, &shape);
+            report.add(ObjectId::new("", "Secret", "db"), old, new, &shape, &FingerprintKey::new([7; 32]));
             let json = serde_json::to_string(&report).unwrap();
             let all = format!("{json}{}{report:?}", report.objects[0].text);
             assert!(all.contains("password"), "{all}");

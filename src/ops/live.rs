@@ -13,7 +13,7 @@ use kube::Api;
 use super::{
     Class, Error, Result, Session,
     contents::{Contents, extras},
-    diff::{Report, Shapes, content, next},
+    diff::{Report, Shapes, content, next, random_key},
 };
 use crate::{
     api::snapshot::{Capture, SecretsMode},
@@ -105,7 +105,7 @@ pub async fn against_live(session: &Session, contents: &Contents, manifest: &Man
         None => return Err(Error::internal("the live namespace was not read")),
     };
     let mut report = Report::default();
-    let shapes = Shapes::new(session);
+    let (shapes, hide) = (Shapes::new(session), random_key());
     let Comparison { captured, live } = comparison;
     let mut live = live.into_inner().unwrap_or_else(PoisonError::into_inner);
     for (id, digest) in captured {
@@ -119,13 +119,13 @@ pub async fn against_live(session: &Session, contents: &Contents, manifest: &Man
         };
         let before = content(contents, Some(digest), &id).await?;
         let shape = shapes.of(&id.group, &id.kind).await;
-        report.add(id, before.as_ref(), after.as_ref(), &shape);
+        report.add(id, before.as_ref(), after.as_ref(), &shape, &hide);
     }
     for (id, state) in live {
         if let Live::Different(bytes) = state {
             let after = parse(&bytes, &id)?;
             let shape = shapes.of(&id.group, &id.kind).await;
-            report.add(id, None, Some(&after), &shape);
+            report.add(id, None, Some(&after), &shape, &hide);
         }
     }
     report.objects.sort_by(|a, b| a.id.cmp(&b.id));
@@ -150,25 +150,28 @@ fn unreadable(failure: Failure) -> Error {
     )
 }
 
-/// The installation's key, where the snapshot holds fingerprints. Never made here: only the operator makes it.
-async fn fingerprint_key(session: &Session, capture: &Capture) -> Result<Option<FingerprintKey>> {
-    if capture.secrets != Some(SecretsMode::Fingerprint) {
-        return Ok(None);
-    }
+/// The installation's key; `None` when there is none. Never made here: only the operator makes it.
+pub(super) async fn installation_key(session: &Session) -> Result<Option<FingerprintKey>> {
     let namespace = &session.operator_namespace;
     let api: Api<Secret> = Api::namespaced(session.client.clone(), namespace);
     let what = format!("read secret {} in {namespace}", key::KEY_SECRET);
     if session.repeat(&what, || api.get_opt(key::KEY_SECRET)).await?.is_none() {
-        return Err(Error::new(
-            Class::Unavailable,
-            "the Secrets of this snapshot cannot be compared with live ones",
-        )
-        .because(format!(
-            "it holds fingerprints, and their key, secret {} of namespace {namespace}, is gone",
-            key::KEY_SECRET
-        ))
-        .fix("bring the Secret back from a backup, or name the operator's namespace with --operator-namespace"));
+        return Ok(None);
     }
     let bytes = key::installation_key(&session.client, namespace).await?;
     Ok(Some(FingerprintKey::new(bytes)))
+}
+
+/// The key for reading live Secrets as the snapshot holds them.
+async fn fingerprint_key(session: &Session, capture: &Capture) -> Result<Option<FingerprintKey>> {
+    if capture.secrets != Some(SecretsMode::Fingerprint) {
+        return Ok(None);
+    }
+    if let Some(key) = installation_key(session).await? {
+        return Ok(Some(key));
+    }
+    let place = format!("secret {} of namespace {}", key::KEY_SECRET, session.operator_namespace);
+    Err(Error::new(Class::Unavailable, "the Secrets of this snapshot cannot be compared with live ones")
+        .because(format!("it holds fingerprints, and their key, {place}, is gone"))
+        .fix("bring the Secret back from a backup, or name the operator's namespace with --operator-namespace"))
 }

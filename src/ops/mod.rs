@@ -3,18 +3,21 @@
 pub mod contents;
 pub mod create;
 pub mod delete;
+pub mod diff;
 pub mod doctor;
 pub mod duration;
 pub mod error;
 pub mod export;
 pub mod facts;
 pub mod list;
+pub mod live;
 pub mod reference;
 pub mod session;
 pub mod show;
 pub mod status;
 pub mod store;
 pub mod tag;
+pub mod verify;
 pub mod wait;
 pub mod yaml;
 

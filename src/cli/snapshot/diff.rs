@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use kube::ResourceExt as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     super::output::{Format, Tone},
@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     api::Snapshot,
+    domain::object::diff::{ChangeKind, FieldChange},
     ops::{
         Error, Reference,
         contents::Contents,
@@ -135,8 +136,7 @@ fn print(
             }
         } else {
             for field in &object.fields {
-                let text = super::field::text(field);
-                for (tone, line) in text {
+                for (tone, line) in lines(field) {
                     let line = out.tone(tone, line);
                     out.line(format_args!("    {line}"))?;
                 }
@@ -167,4 +167,48 @@ fn print(
         "{old} → {new}: {} added, {} removed, {} changed, {} unchanged{images}",
         report.added, report.removed, report.changed, report.unchanged
     ))
+}
+
+/// `path: old → new` for short values, a line for each side for longer ones.
+fn lines(field: &FieldChange) -> Vec<(Tone, String)> {
+    let path = if field.path.is_empty() { "." } else { &field.path };
+    let show = |value: &Option<Value>| value.as_ref().map(Value::to_string).unwrap_or_default();
+    let (old, new) = (show(&field.old), show(&field.new));
+    if field.hidden {
+        let what = match field.kind {
+            ChangeKind::Added => "added",
+            ChangeKind::Removed => "removed",
+            ChangeKind::Changed => "changed",
+        };
+        return vec![(Tone::Notice, format!("{path}: {what} (Secret value, hidden)"))];
+    }
+    match field.kind {
+        ChangeKind::Added => vec![(Tone::Good, format!("+ {path}: {new}"))],
+        ChangeKind::Removed => vec![(Tone::Bad, format!("- {path}: {old}"))],
+        ChangeKind::Changed if old.len() + new.len() <= 80 => vec![(Tone::Notice, format!("~ {path}: {old} → {new}"))],
+        ChangeKind::Changed => vec![(Tone::Bad, format!("- {path}: {old}")), (Tone::Good, format!("+ {path}: {new}"))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(kind: ChangeKind, old: Option<&str>, new: Option<&str>, hidden: bool) -> FieldChange {
+        FieldChange { path: "data.a".into(), kind, old: old.map(Into::into), new: new.map(Into::into), hidden }
+    }
+
+    #[test]
+    fn short_changes_take_one_line_and_long_ones_two() {
+        let short = lines(&change(ChangeKind::Changed, Some("v1"), Some("v2"), false));
+        assert_eq!(short, [(Tone::Notice, "~ data.a: \"v1\" → \"v2\"".to_owned())]);
+        let long = "x".repeat(80);
+        assert_eq!(lines(&change(ChangeKind::Changed, Some(&long), Some("v2"), false)).len(), 2);
+    }
+
+    #[test]
+    fn hidden_fields_tell_only_what_happened() {
+        let text = &lines(&change(ChangeKind::Changed, Some("canary"), Some("canary2"), true))[0].1;
+        assert_eq!(text, "data.a: changed (Secret value, hidden)");
+    }
 }

@@ -14,10 +14,12 @@ use crate::{
 
 mod create;
 mod delete;
+mod diff;
 mod export;
 mod list;
 mod show;
 mod tag;
+mod verify;
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -28,6 +30,10 @@ pub enum Verb {
     List(list::Options),
     /// Show one snapshot, what it holds, or one captured object
     Show(show::Options),
+    /// Compare two snapshots, or a snapshot with what is live
+    Diff(diff::Options),
+    /// Read stored contents back and compare them with their digests
+    Verify(verify::Options),
     /// Write the captured objects to standard output, a directory or a tar archive
     Export(export::Options),
     /// Put tags on a snapshot, or take them off (TAG-)
@@ -42,6 +48,8 @@ pub async fn run(verb: Verb, context: &mut Context) -> Result<Exit, Failure> {
         Verb::Create(options) => create::run(options, context).await,
         Verb::List(options) => list::run(&options, context).await,
         Verb::Show(options) => show::run(&options, context).await,
+        Verb::Diff(options) => diff::run(&options, context).await,
+        Verb::Verify(options) => verify::run(&options, context).await,
         Verb::Export(options) => export::run(&options, context).await,
         Verb::Tag(options) => tag::run(&options, context).await,
         Verb::Delete(options) => delete::run(&options, context).await,
