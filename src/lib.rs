@@ -29,6 +29,9 @@ pub mod capture;
 #[cfg(feature = "cli")]
 #[allow(missing_docs)]
 pub mod cli;
+#[cfg(feature = "operator")]
+#[allow(missing_docs)]
+pub mod controller;
 #[cfg(feature = "cli")]
 #[allow(missing_docs)]
 pub mod ops;
