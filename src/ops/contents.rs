@@ -13,7 +13,7 @@ use crate::{
     api::{Snapshot, snapshot::SnapshotPhase},
     cluster::clock,
     domain::{
-        object::{Beside, Digest, ObjectId, apply_order, secret},
+        object::{Beside, Digest, FingerprintKey, ObjectId, apply_order, secret},
         snapshot::Extras,
     },
     repository::{self, Backend, Entry, KindHeader, ManifestReader, ObjectStoreBackend, Repository, backend},
@@ -174,15 +174,26 @@ pub async fn extras(manifest: &ManifestReader) -> Result<Extras> {
     )
 }
 
-/// Hides every value of a Secret; anything else stays as it is. Says whether there was something to hide.
+/// Hides every value of a Secret; anything else stays as it is. Says whether it was a Secret.
 pub fn hide_secret_values(object: &mut Value) -> bool {
     if !secret::is_secret(object) {
         return false;
     }
     if let Some(fields) = object.as_object_mut() {
-        secret::replace_values(fields, |_, _| HIDDEN.to_owned());
+        // The domain knows what is a value; a key that nobody keeps makes each of them recognisable and nothing more.
+        secret::fingerprint_values(fields, &FingerprintKey::new(rand::random()));
     }
+    hide_fingerprints(object);
     true
+}
+
+fn hide_fingerprints(value: &mut Value) {
+    match value {
+        Value::String(text) if secret::is_fingerprint(text) => HIDDEN.clone_into(text),
+        Value::Array(items) => items.iter_mut().for_each(hide_fingerprints),
+        Value::Object(fields) => fields.values_mut().for_each(hide_fingerprints),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 #[cfg(test)]
