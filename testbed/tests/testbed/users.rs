@@ -28,7 +28,7 @@ async fn may_list_pods(client: Client) -> bool {
     }
 }
 
-const GRANT: &str = r#"
+const GRANT: &str = r"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {name: viewers, namespace: default}
@@ -36,7 +36,7 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
 subjects:
 - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: readers}
 - {kind: ServiceAccount, name: default, namespace: default}
-"#;
+";
 
 #[tokio::test]
 async fn users_are_distinct_and_have_only_the_rights_that_rbac_gives() {
