@@ -1,7 +1,7 @@
 //! What the stand-in for the kubelet makes of workloads.
 
 use anyhow::{Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
@@ -61,6 +61,9 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
         seen["status"]["readyReplicas"] == 2
     })
     .await;
+    for claim in ["pvc/now-data-1", "pvc/late-data-1"] {
+        until(&cluster, claim, |seen| seen["status"]["phase"] == "Bound").await;
+    }
     until(&cluster, "daemonset/agent", |seen| seen["status"]["numberReady"] == 1).await;
     until(&cluster, "job/migrate", |seen| seen["status"]["succeeded"] == 1).await;
     until(&cluster, "job/broken", |seen| seen["status"]["failed"] == 1).await;
@@ -82,6 +85,14 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
         .unwrap()
         .success()
         .unwrap();
+    let volumes: Api<PersistentVolume> = Api::all(cluster.admin().await.unwrap());
+    wait_until(DEADLINE, "the volumes to go with their claims", async || {
+        let left = volumes.list(&ListParams::default()).await?.items;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok::<_, anyhow::Error>(Some(()))
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
