@@ -78,9 +78,16 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
     .await;
     assert_eq!(pull["status"]["phase"], "Pending");
 
-    let namespace = ["delete", "namespace", "shop", "--timeout=60s"];
+    let delete = [
+        "delete",
+        "--namespace",
+        "shop",
+        "statefulset,pvc",
+        "--all",
+        "--timeout=60s",
+    ];
     cluster
-        .kubectl(&User::admin(), &namespace, None)
+        .kubectl(&User::admin(), &delete, None)
         .await
         .unwrap()
         .success()
