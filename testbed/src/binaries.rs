@@ -16,6 +16,9 @@ pub const CACHE_VARIABLE: &str = "BACKSTEP_TESTBED_CACHE";
 /// Names the minor of Kubernetes to run, such as `1.34`, instead of the newest.
 pub const KUBERNETES_VARIABLE: &str = "BACKSTEP_TESTBED_KUBERNETES";
 
+/// What the names of the directories start with that programs are built in, beside the built ones.
+const BUILD_PREFIX: &str = "building-";
+
 /// A Go module whose programs are built with one `go.mod`: the families' dependencies clash in a common one.
 struct Family {
     name: &'static str,
@@ -295,9 +298,15 @@ fn build(component: Component, target: &Path) -> Result<()> {
         return Ok(());
     }
 
+    // Nobody else builds now, so these are of a build that was killed.
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(BUILD_PREFIX) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
     // Outside of the repository, and so of any go.work above it.
     let source = tempfile::Builder::new()
-        .prefix(&format!("build-{}-", component.name()))
+        .prefix(BUILD_PREFIX)
         .tempdir_in(directory)
         .with_context(|| format!("cannot write into the cache {}", directory.display()))?;
     fs::write(source.path().join("go.mod"), family.go_mod)?;

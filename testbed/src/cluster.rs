@@ -85,6 +85,18 @@ impl ClusterOptions {
         }
     }
 
+    /// Etcd and the API server alone, which start fastest and are all that `KUBEBUILDER_ASSETS` offers. Nothing
+    /// is worked on then: there is no service account `default`, and the cluster roles `view`, `edit` and `admin` are
+    /// empty, as a controller fills them.
+    pub fn api_server_only(name: impl Into<String>) -> Self {
+        Self {
+            with_scheduler: false,
+            with_controller_manager: false,
+            with_fake_kubelet: false,
+            ..Self::named(name)
+        }
+    }
+
     fn components(&self) -> Vec<Component> {
         let mut components = vec![Component::Etcd, Component::ApiServer];
         components.extend(self.with_controller_manager.then_some(Component::ControllerManager));

@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result, anyhow};
 use kube::Client;
 
 use crate::access::Access;
-use crate::binaries::Component;
 use crate::{fake_kubelet, fake_storage};
 
 /// Both on a thread and a runtime of their own: a cluster that several tests share outlives the runtime of the test
@@ -18,7 +17,7 @@ impl Node {
     /// Registers a Node that is Ready and the storage classes, and keeps both working until dropped.
     pub async fn start(access: &Access, admin: &Client) -> Result<Self> {
         let kubelet = access.client_as(&fake_kubelet::user()).await?;
-        fake_kubelet::register(&kubelet, admin, Component::ApiServer.version()?).await?;
+        fake_kubelet::register(&kubelet, admin).await?;
         fake_storage::register(admin).await?;
 
         let access = access.clone();

@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use testbed::{Cluster, User, fake_kubelet, wait_until};
 
-use crate::support::{DEADLINE, cluster};
+use crate::support::{DEADLINE, apply, cluster};
 
 const WORKLOADS: &str = include_str!("workloads.yaml");
 const NEW_DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -47,12 +47,7 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
     let Some(cluster) = cluster("workloads").await else {
         return;
     };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     until(&cluster, "deployment/web", |seen| {
         seen["status"]["availableReplicas"] == 3
     })
@@ -105,12 +100,7 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
 #[tokio::test]
 async fn pods_report_digests_and_a_moved_tag_reaches_only_new_pods() {
     let Some(cluster) = cluster("tags").await else { return };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     until(&cluster, "deployment/web", |seen| {
         seen["status"]["availableReplicas"] == 3
     })
@@ -156,12 +146,7 @@ async fn pods_report_digests_and_a_moved_tag_reaches_only_new_pods() {
 #[tokio::test]
 async fn a_running_pod_fails_and_recovers_with_its_annotation() {
     let Some(cluster) = cluster("faults").await else { return };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     until(&cluster, "deployment/web", |seen| {
         seen["status"]["availableReplicas"] == 3
     })
@@ -184,12 +169,7 @@ async fn a_running_pod_fails_and_recovers_with_its_annotation() {
 #[tokio::test]
 async fn readiness_comes_late_where_it_is_asked_to() {
     let Some(cluster) = cluster("late").await else { return };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     let late = until(&cluster, "pod/late", |seen| {
         let conditions = seen["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions
