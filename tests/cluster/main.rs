@@ -1,5 +1,8 @@
 //! Tests against a real API server, through the custom resources and the command line, as several users with real RBAC.
 #![allow(clippy::disallowed_methods)]
 
+mod cel;
+mod chart;
 mod cli;
+mod snapshots;
 mod support;
