@@ -1,0 +1,1 @@
+//! Clusters that keep running by name.
