@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt as _;
@@ -32,7 +33,7 @@ const ADMIN_GROUP: &str = "system:masters";
 
 /// Somebody who uses the cluster, known to it by a client certificate. The test bed grants nothing to anybody but
 /// [`User::admin`]: rights are given with real RBAC.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct User {
     /// The user name as RBAC sees it.
     pub name: String,
@@ -142,6 +143,7 @@ pub struct Access {
 }
 
 const SERVER_FILE: &str = "server";
+const USERS_FILE: &str = "users.json";
 const TAGS_FILE: &str = "tags.json";
 
 impl Access {
@@ -190,8 +192,24 @@ impl Access {
                 "client-key-data": base64(&identity.key),
             });
             self.write_kubeconfig(&path, &user.name, "default", &credentials)?;
+            if !user.name.starts_with("system:") {
+                let _lock = self.lock()?;
+                let mut users = self.users()?;
+                users.push(user.clone());
+                write_private(&self.directory.join(USERS_FILE), &serde_json::to_string(&users)?)?;
+            }
         }
         Ok(path)
+    }
+
+    /// Everybody who has a kubeconfig by now, without the components of the control plane and service accounts.
+    pub fn users(&self) -> Result<Vec<User>> {
+        let path = self.directory.join(USERS_FILE);
+        match fs::read(&path) {
+            Ok(content) => serde_json::from_slice(&content).with_context(|| format!("{} is damaged", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
     }
 
     /// A client that acts as `user`.
@@ -230,6 +248,13 @@ impl Access {
     /// A client that acts as a service account.
     pub async fn service_account_client(&self, namespace: &str, name: &str) -> Result<Client> {
         client_of(&self.service_account_kubeconfig(namespace, name).await?).await
+    }
+
+    /// Holds off other tests and processes that change the same file, until it is dropped.
+    fn lock(&self) -> Result<File> {
+        let file = File::create(self.directory.join("changes.lock"))?;
+        file.lock()?;
+        Ok(file)
     }
 
     fn write_kubeconfig(&self, path: &Path, user: &str, namespace: &str, credentials: &Value) -> Result<()> {
@@ -325,6 +350,7 @@ impl Access {
             !reference.contains('@'),
             "{reference} names a digest itself, so its tag cannot move"
         );
+        let _lock = self.lock()?;
         let mut tags = moved_tags(&self.directory)?;
         tags.insert(crate::fake_kubelet::qualified(reference), digest.to_owned());
         write_private(&self.directory.join(TAGS_FILE), &serde_json::to_string(&tags)?)

@@ -26,8 +26,10 @@ const SERVICE_ADDRESSES: &str = "10.96.0.0/16";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 /// How long a component may take to serve; a loaded machine is slow.
 const START_DEADLINE: Duration = Duration::from_secs(120);
-/// How long a component may take to end by itself.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long etcd may take to write what it has and end.
+const ETCD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the API server may take to answer what it was asked; watches would hold it for a minute.
+const API_SERVER_PATIENCE: Duration = Duration::from_millis(500);
 /// How often another port is tried when somebody else took the one that was free.
 const PORT_TRIES: usize = 5;
 /// The longest path of a Unix socket, in bytes (`sun_path` less its final zero).
@@ -232,7 +234,7 @@ impl Cluster {
     pub async fn stop_api_server(&mut self) {
         if let Some(mut process) = self.api_server.take() {
             process.terminate();
-            process.wait_or_kill(STOP_PATIENCE).await;
+            process.wait_or_kill(API_SERVER_PATIENCE).await;
         }
     }
 
@@ -264,17 +266,13 @@ impl Cluster {
 
     async fn end(&mut self) {
         self.kubelet = None;
-        for process in [&mut self.scheduler, &mut self.controller_manager]
-            .into_iter()
-            .flatten()
-        {
-            // They keep nothing, and would only log that the API server leaves.
-            process.kill();
-        }
-        self.stop_api_server().await;
+        // They keep nothing, and would wait for each other.
+        self.scheduler = None;
+        self.controller_manager = None;
+        self.api_server = None;
         if let Some(etcd) = &mut self.etcd {
             etcd.terminate();
-            etcd.wait_or_kill(STOP_PATIENCE).await;
+            etcd.wait_or_kill(ETCD_PATIENCE).await;
         }
     }
 
@@ -496,14 +494,10 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kubelet = None;
-        for process in [
-            &mut self.scheduler,
-            &mut self.controller_manager,
-            &mut self.api_server,
-            &mut self.etcd,
-        ] {
-            *process = None;
-        }
+        self.scheduler = None;
+        self.controller_manager = None;
+        self.api_server = None;
+        self.etcd = None;
         self.reaper.finish();
     }
 }

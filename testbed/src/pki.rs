@@ -91,6 +91,10 @@ impl Authority {
             reader.read_sequence(|reader| {
                 let mut fields = Vec::new();
                 reader.next().read_sequence(|reader| {
+                    #[expect(
+                        clippy::redundant_closure_for_method_calls,
+                        reason = "the path has one lifetime only"
+                    )]
                     while let Some(field) = reader.read_optional(|field| field.read_der())? {
                         fields.push(field);
                     }

@@ -19,11 +19,11 @@ mkdir -- "$2" || exit 1
 echo ready
 while read -r _; do :; done
 tries=0
-kill -KILL -- "-$1" 2>/dev/null
+kill -s KILL -- "-$1" 2>/dev/null
 rm -rf -- "$2" 2>/dev/null
 while [ -e "$2" ] && [ "$tries" -lt 100 ]; do
   tries=$((tries + 1)); sleep 0.05
-  kill -KILL -- "-$1" 2>/dev/null
+  kill -s KILL -- "-$1" 2>/dev/null
   rm -rf -- "$2" 2>/dev/null
 done
 "#;

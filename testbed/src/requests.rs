@@ -24,7 +24,8 @@ pub struct ApiRequest {
     pub dry_run: bool,
 }
 
-/// Numbers of requests by kind since the API server started. A watch is counted when it ends, all others when answered.
+/// Numbers of requests by kind since the API server started. A watch is counted when it ends, all others when answered;
+/// what authorisation refuses is not counted by the API server (it is in the audit log).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiRequests(BTreeMap<ApiRequest, u64>);
 

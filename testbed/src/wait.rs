@@ -37,10 +37,8 @@ where
             Ok(Ok(None)) => {}
             Ok(Err(error)) => seen = Some(format!("{error:#}")),
             Err(_) => {
-                seen = Some(format!(
-                    "{} (and the last look did not return)",
-                    seen.as_deref().unwrap_or("nothing")
-                ))
+                let before = seen.as_deref().unwrap_or("nothing");
+                seen = Some(format!("{before} (and the last look did not return)"));
             }
         }
         if Instant::now() + PAUSE >= end {
