@@ -20,3 +20,5 @@ pub mod config;
 #[cfg(feature = "operator")]
 #[allow(missing_docs)]
 pub mod telemetry;
+#[cfg(all(feature = "operator", feature = "cli"))]
+pub mod generate;

@@ -6,6 +6,8 @@ pub mod clock;
 // pub mod crds;
 pub mod discovery;
 pub mod error;
+pub mod guard;
+pub mod key;
 pub mod lease;
 pub mod list;
 
