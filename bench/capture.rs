@@ -202,19 +202,24 @@ pub async fn delete_all(client: &Client) -> Result<()> {
     .await
 }
 
-/// Whether `request` reads objects of a user, not what Backstep keeps for itself.
-fn of_users(request: &ApiRequest) -> bool {
+/// Kinds that tell the operator about the cluster, and are not content of a namespace.
+const ABOUT_THE_CLUSTER: [&str; 2] = ["customresourcedefinitions", "namespaces"];
+
+/// Whether `request` reads what is no object of Backstep itself.
+fn of_others(request: &ApiRequest) -> bool {
     !request.resource.is_empty() && request.group != OWN_GROUP && request.group != "coordination.k8s.io"
 }
 
 /// LIST requests, of whatever but Backstep's own kinds.
 pub fn lists(requests: &ApiRequests) -> u64 {
-    requests.count(|request| request.verb == "LIST" && of_users(request))
+    requests.count(|request| request.verb == "LIST" && of_others(request))
 }
 
-/// GET requests for one object, of whatever but Backstep's own kinds and its Lease.
+/// GET requests for single objects that a Snapshot may hold.
 pub fn gets(requests: &ApiRequests) -> u64 {
-    requests.count(|request| request.verb == "GET" && of_users(request))
+    requests.count(|request| {
+        request.verb == "GET" && of_others(request) && !ABOUT_THE_CLUSTER.contains(&request.resource.as_str())
+    })
 }
 
 /// Writes of the status of Snapshots.
@@ -227,14 +232,12 @@ pub fn status_writes(requests: &ApiRequests) -> u64 {
     })
 }
 
-/// The kinds of users' objects that were listed: what RAW has to list as well.
+/// The kinds of a namespace's objects that were listed: what RAW has to list as well.
 pub fn listed(requests: &ApiRequests) -> Vec<Resource> {
-    // These are the operator's view of the cluster, not of a namespace.
-    let cluster_scoped = ["customresourcedefinitions", "namespaces"];
     let kinds: BTreeSet<_> = requests
         .iter()
-        .filter(|(request, _)| request.verb == "LIST" && of_users(request))
-        .filter(|(request, _)| !cluster_scoped.contains(&request.resource.as_str()))
+        .filter(|(request, _)| request.verb == "LIST" && of_others(request))
+        .filter(|(request, _)| !ABOUT_THE_CLUSTER.contains(&request.resource.as_str()))
         .map(|(request, _)| Resource {
             group: request.group.clone(),
             version: request.version.clone(),

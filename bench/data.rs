@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::objects;
 use super::random::Random;
+use super::raw::Resource;
 
 /// Part of the name under which written data sets are kept; raise it when an object changes.
 pub const VERSION: u32 = 1;
@@ -76,11 +77,15 @@ impl Kind {
         }
     }
 
+    /// The kind as the API serves it.
+    pub fn resource(self) -> Resource {
+        let (group, version) = self.api_version().split_once('/').unwrap_or(("", self.api_version()));
+        Resource { group: group.to_owned(), version: version.to_owned(), plural: self.plural().to_owned() }
+    }
+
     /// The path of the collection in `namespace`.
     pub fn collection(self, namespace: &str) -> String {
-        let version = self.api_version();
-        let root = if version.contains('/') { "apis" } else { "api" };
-        format!("/{root}/{version}/namespaces/{namespace}/{}", self.plural())
+        self.resource().path(Some(namespace))
     }
 }
 

@@ -40,6 +40,9 @@ struct Options {
     /// Leave memory (row 3) out
     #[arg(long)]
     no_memory: bool,
+    /// Only write the data and time RAW's lists of it: what the machine can do
+    #[arg(long)]
+    raw: bool,
     /// The operator's program
     #[arg(long, default_value = env!("CARGO_BIN_EXE_backstep"))]
     program: PathBuf,
@@ -72,6 +75,12 @@ async fn run(options: Options) -> Result<Report> {
         generations: if options.quick { 0 } else { 30 },
     };
     let mut report = Report::default();
+    if options.raw {
+        for set in &sets {
+            rows::orientation(&plan, set, &mut report).await?;
+        }
+        return Ok(report);
+    }
     if !options.no_memory {
         rows::memory(&plan, 10_000, 100_000, &mut report).await?;
     }

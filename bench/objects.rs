@@ -389,7 +389,7 @@ fn container(frame: &Frame<'_>, name: &str, random: &mut Random) -> Value {
         "envFrom": [{"configMapRef": {"name": frame.app}}],
         "resources": {
             "requests": {"cpu": format!("{}m", 50 * random.between(1, 10)), "memory": format!("{}Mi", 64 << random.below(4))},
-            "limits": {"memory": format!("{}Mi", 128 << random.below(5))},
+            "limits": {"memory": format!("{}Mi", 512 << random.below(3))},
         },
         "readinessProbe": probe("/ready", 5),
         "livenessProbe": probe("/live", 15),

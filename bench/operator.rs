@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use http::Request;
-use kube::{Client, Config};
+use backstep::api::snapshot::{Snapshot, SnapshotSpec};
+use kube::api::PostParams;
+use kube::{Api, Client, Config};
 use testbed::{Access, User, wait_until};
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -21,10 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const KEEPER: &str =
     r#"exec 3<&0 </dev/null; (trap '' INT TERM; read -r _ <&3; kill -KILL $$ 2>/dev/null) & exec "$@" 3<&-"#;
 
-/// Installs the chart without starting its Deployment: CRDs, rights, admission policies.
+/// Installs the chart without starting its Deployment (CRDs, rights, admission policies), and waits until Snapshots can be
+/// created: kinds that a policy stamps are refused for some seconds after their CRD appeared.
 ///
 /// # Errors
-/// What helm prints.
+/// What helm prints, or what the API server says to the end.
 pub async fn install(cluster: &Access) -> Result<()> {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/backstep");
     let arguments = [
@@ -38,6 +41,12 @@ pub async fn install(cluster: &Access) -> Result<()> {
         "replicas=0",
     ];
     cluster.helm(&User::admin(), &arguments, None).await?.success()?;
+    let snapshots: Api<Snapshot> = Api::namespaced(cluster.admin().await?, "default");
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    wait_until(PATIENCE, "Snapshots to be accepted", async || {
+        snapshots.create(&dry_run, &Snapshot::new("accepted", SnapshotSpec::default())).await.map(Some)
+    })
+    .await?;
     Ok(())
 }
 

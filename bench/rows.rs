@@ -76,6 +76,44 @@ pub async fn captures(plan: &Plan, set: &DataSet, report: &mut Report) -> Result
     outcome
 }
 
+/// RAW alone, on the kinds of `set`.
+///
+/// # Errors
+/// The cluster's.
+pub async fn orientation(plan: &Plan, set: &DataSet, report: &mut Report) -> Result<()> {
+    let cluster = load::cluster_with(std::slice::from_ref(set)).await?;
+    let client = cluster.admin().await?;
+    let resources: Vec<_> = set.mix.iter().map(|(kind, _)| kind.resource()).collect();
+    let namespace = set.namespace(0);
+    let scope = (set.namespaces == 1).then_some(namespace.as_str());
+    let mut samples = Vec::new();
+    let mut read = raw::Read::default();
+    for _ in 0..=plan.pairs {
+        let started = Instant::now();
+        read = raw::list(&client, &resources, scope, CONNECTIONS).await?;
+        samples.push(started.elapsed().as_secs_f64());
+    }
+    // The first one fills the server's caches.
+    let seconds = median(&samples[1..]);
+    report.add(Row {
+        number: 1,
+        data: set.name.clone(),
+        what: "RAW's lists of the data's kinds, in seconds".to_owned(),
+        measured: Ok(seconds),
+        unit: Unit::Number,
+        must: None,
+        aim: None,
+        note: format!(
+            "{} requests, {}, {} an object, {:.0} objects/s",
+            read.requests,
+            bytes(read.bytes),
+            bytes(read.bytes / set.len() as u64),
+            float(set.len() as u64) / seconds
+        ),
+    });
+    cluster.stop().await
+}
+
 impl<'a> Bench<'a> {
     async fn start(plan: &'a Plan, set: &'a DataSet) -> Result<Self> {
         let cluster = load::cluster_with(std::slice::from_ref(set)).await?;
