@@ -151,4 +151,3 @@ pub fn pod_template(_: &mut SchemaGenerator) -> Schema {
 pub fn yes() -> bool {
     true
 }
-

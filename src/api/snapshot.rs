@@ -5,11 +5,11 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::schema;
 pub use super::{
     hook::Hooks,
     reference::{Identity, ObjectFilter, OnBehalfOf},
 };
-use super::schema;
 
 /// One point to return to: what runs in this namespace, captured once. Immutable.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]

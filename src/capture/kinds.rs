@@ -42,7 +42,11 @@ impl WantedKind {
 
     /// `ConfigMap`, `Deployment.apps`.
     pub fn display(&self) -> String {
-        if self.info.group.is_empty() { self.info.kind.clone() } else { format!("{}.{}", self.info.kind, self.info.group) }
+        if self.info.group.is_empty() {
+            self.info.kind.clone()
+        } else {
+            format!("{}.{}", self.info.kind, self.info.group)
+        }
     }
 
     /// 0: names others in a pod template; 1: service accounts, which name Secrets; 2: is only named.
@@ -77,10 +81,9 @@ impl Catalog {
                     Verdict::Capture(rule) => rule,
                     Verdict::Skip(_) => return None,
                 };
-                let shape = self
-                    .crds
-                    .shape(&kind.group, &kind.plural)
-                    .unwrap_or_else(|| Arc::new(ListShape::builtin(&kind.group, &kind.kind).unwrap_or_else(ListShape::atomic)));
+                let shape = self.crds.shape(&kind.group, &kind.plural).unwrap_or_else(|| {
+                    Arc::new(ListShape::builtin(&kind.group, &kind.kind).unwrap_or_else(ListShape::atomic))
+                });
                 Some(Arc::new(WantedKind {
                     component: component::of(&kind.group, &kind.kind),
                     info: KindInfo::new(kind.group, kind.version, kind.kind),

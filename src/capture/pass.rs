@@ -69,6 +69,20 @@ pub async fn run(pass: &Pass<'_>, targets: &[Target], sink: &dyn Sink) -> Result
         if let Some(failure) = unusable(&target.namespace, &before.found) {
             target.fail(failure);
         }
+        let served = kinds
+            .iter()
+            .map(|kind| (kind.info.group.as_str(), kind.info.kind.as_str()));
+        let unknown = target.selection.unknown_kinds(served);
+        if !unknown.is_empty() {
+            target.fail(Failure::new(
+                Class::Invalid,
+                reasons::UNKNOWN_KIND,
+                format!(
+                    "spec.capture.include names kinds that this cluster does not serve, or that are never captured: {}; write                      kinds in CamelCase as in `kubectl api-resources`, and create a new Snapshot",
+                    unknown.join(", ")
+                ),
+            ));
+        }
         // A group that does not answer may hold what belongs to the snapshot.
         for group in stale.iter().filter(|group| target.selection.wants_group(group)) {
             target.fail(Failure::new(
@@ -86,19 +100,30 @@ pub async fn run(pass: &Pass<'_>, targets: &[Target], sink: &dyn Sink) -> Result
         let reads = stream::iter(stage).map(|kind| {
             let by_namespace = &by_namespace;
             async move {
-                let wanting: Vec<usize> =
-                    (0..targets.len()).filter(|i| !targets[*i].has_failed() && targets[*i].selection.reads(&kind.rule)).collect();
+                let wanting: Vec<usize> = (0..targets.len())
+                    .filter(|i| !targets[*i].has_failed() && targets[*i].selection.reads(&kind.rule))
+                    .collect();
                 if wanting.is_empty() {
                     return;
                 }
-                let scope = if share { Scope::Shared(by_namespace) } else { Scope::Each(by_namespace) };
+                let scope = if share {
+                    Scope::Shared(by_namespace)
+                } else {
+                    Scope::Each(by_namespace)
+                };
                 read::kind(pass.client, &kind, targets, &wanting, &scope, sink).await;
             }
         });
-        reads.buffer_unordered(pass.options.concurrency).collect::<Vec<()>>().await;
+        reads
+            .buffer_unordered(pass.options.concurrency)
+            .collect::<Vec<()>>()
+            .await;
     }
     let after = namespaces(pass.client, by_namespace.keys().copied()).await?;
-    Ok(targets.iter().map(|target| report(target, &before.found, &after.found)).collect())
+    Ok(targets
+        .iter()
+        .map(|target| report(target, &before.found, &after.found))
+        .collect())
 }
 
 fn report(target: &Target, before: &Namespaces, after: &Namespaces) -> TargetReport {
@@ -106,27 +131,42 @@ fn report(target: &Target, before: &Namespaces, after: &Namespaces) -> TargetRep
         return TargetReport { outcome: Err(failure) };
     }
     if before.get(&target.namespace).map(|n| &n.uid) != after.get(&target.namespace).map(|n| &n.uid) {
-        let message = format!("the namespace {} was deleted and created again during the capture; take a new Snapshot", target.namespace);
-        return TargetReport { outcome: Err(Failure::new(Class::Invalid, reasons::NAMESPACE_GONE, message)) };
+        let message = format!(
+            "the namespace {} was deleted and created again during the capture; take a new Snapshot",
+            target.namespace
+        );
+        return TargetReport {
+            outcome: Err(Failure::new(Class::Invalid, reasons::NAMESPACE_GONE, message)),
+        };
     }
     let mut seen = target.seen();
     if let Some(failure) = seen.failure.take() {
         return TargetReport { outcome: Err(failure) };
     }
     let captured: i64 = seen.captured.iter().map(|(_, n)| n).sum();
-    if captured == 0 && target.selection.is_filtered() {
+    let images = if target.selection.wants_images() {
+        seen.images.resolve()
+    } else {
+        Vec::new()
+    };
+    if captured == 0 && images.is_empty() && target.selection.is_filtered() {
         let message = "spec.capture selects no object of the namespace; compare its selector and include with \
                        `kubectl get all --show-labels`, and create a new Snapshot"
             .to_owned();
-        return TargetReport { outcome: Err(Failure::new(Class::Invalid, reasons::NOTHING_MATCHED, message)) };
+        return TargetReport {
+            outcome: Err(Failure::new(Class::Invalid, reasons::NOTHING_MATCHED, message)),
+        };
     }
     let mut components = BTreeMap::new();
     for (component, count) in &seen.captured {
         *components.entry(*component).or_insert(0) += count;
     }
-    let images = if target.selection.wants_images() { seen.images.resolve() } else { Vec::new() };
     TargetReport {
-        outcome: Ok(Captured { components: components.into_iter().collect(), skipped: seen.skips.counts(), images }),
+        outcome: Ok(Captured {
+            components: components.into_iter().collect(),
+            skipped: seen.skips.counts(),
+            images,
+        }),
     }
 }
 
@@ -170,7 +210,12 @@ struct MetaFields {
 
 /// The wanted namespaces: one GET each for a few, one metadata list for many.
 async fn namespaces(client: &Client, wanted: impl Iterator<Item = &str> + Clone) -> Result<Found, Failure> {
-    let collection = Collection { group: String::new(), version: "v1".into(), plural: "namespaces".into(), namespace: None };
+    let collection = Collection {
+        group: String::new(),
+        version: "v1".into(),
+        plural: "namespaces".into(),
+        namespace: None,
+    };
     let mut found = Namespaces::new();
     let few = wanted.clone().count() < SHARE_FROM;
     if few {
@@ -182,7 +227,10 @@ async fn namespaces(client: &Client, wanted: impl Iterator<Item = &str> + Clone)
                 Err(error) => return Err(error.into()),
             }
         }
-        return Ok(Found { found, total: usize::MAX });
+        return Ok(Found {
+            found,
+            total: usize::MAX,
+        });
     }
     let mut total = 0;
     let mut pager = Pager::start(client.clone(), collection, true);
@@ -197,16 +245,30 @@ async fn namespaces(client: &Client, wanted: impl Iterator<Item = &str> + Clone)
 
 fn add(found: &mut Namespaces, bytes: &[u8]) -> Result<(), Failure> {
     let meta: Meta = serde_json::from_slice(bytes).map_err(|e| {
-        Failure::new(Class::Transient, reasons::API_UNAVAILABLE, format!("a namespace cannot be read from the server's answer: {e}"))
+        Failure::new(
+            Class::Transient,
+            reasons::API_UNAVAILABLE,
+            format!("a namespace cannot be read from the server's answer: {e}"),
+        )
     })?;
     let fields = meta.metadata;
-    found.insert(fields.name, Namespace { uid: fields.uid, terminating: fields.deletion_timestamp.is_some() });
+    found.insert(
+        fields.name,
+        Namespace {
+            uid: fields.uid,
+            terminating: fields.deletion_timestamp.is_some(),
+        },
+    );
     Ok(())
 }
 
 fn unusable(name: &str, namespaces: &Namespaces) -> Option<Failure> {
     match namespaces.get(name) {
-        None => Some(Failure::new(Class::Invalid, reasons::NAMESPACE_GONE, format!("the namespace {name} does not exist any more"))),
+        None => Some(Failure::new(
+            Class::Invalid,
+            reasons::NAMESPACE_GONE,
+            format!("the namespace {name} does not exist any more"),
+        )),
         Some(namespace) if namespace.terminating => Some(Failure::new(
             Class::Invalid,
             reasons::NAMESPACE_TERMINATING,

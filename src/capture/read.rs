@@ -5,10 +5,19 @@ use std::collections::HashMap;
 use kube::Client;
 use serde_json::Value;
 
-use super::{Observed, Sink, WantedKind, target::{Failure, Target}};
+use super::{
+    Observed, Sink, WantedKind,
+    target::{Failure, Target},
+};
 use crate::{
-    api::{reasons, snapshot::SecretsMode},
-    cluster::{self, Class, list::{Page, Pager}},
+    api::{
+        reasons,
+        snapshot::{Component, SecretsMode},
+    },
+    cluster::{
+        self, Class,
+        list::{Page, Pager},
+    },
     domain::{
         object::{Normalised, SecretValues, normalise},
         snapshot::ObjectVerdict,
@@ -54,7 +63,14 @@ pub(super) async fn kind(
         Scope::Each(map) => (*map, false),
         Scope::Shared(map) => (*map, true),
     };
-    let reader = Reader { client, kind, targets, wanting, by_namespace, sink };
+    let reader = Reader {
+        client,
+        kind,
+        targets,
+        wanting,
+        by_namespace,
+        sink,
+    };
     let mut done = Position::default();
     if shared {
         match reader.list(None, &mut done).await {
@@ -76,7 +92,11 @@ pub(super) async fn kind(
 }
 
 fn unreadable(kind: &WantedKind, namespace: &str, error: &cluster::Error) -> Failure {
-    let plural = if kind.info.group.is_empty() { kind.plural.clone() } else { format!("{}.{}", kind.plural, kind.info.group) };
+    let plural = if kind.info.group.is_empty() {
+        kind.plural.clone()
+    } else {
+        format!("{}.{}", kind.plural, kind.info.group)
+    };
     let fix = match error.class() {
         Class::Forbidden => format!("grant the operator `get` and `list` on {plural}"),
         _ => format!("repair the kind (kubectl get {plural} -n {namespace})"),
@@ -129,11 +149,20 @@ impl Reader<'_> {
         }
     }
 
-    async fn page(&self, page: &Page, listed: Option<&str>, already: &Position, position: &mut Position) -> Result<(), Trouble> {
+    async fn page(
+        &self,
+        page: &Page,
+        listed: Option<&str>,
+        already: &Position,
+        position: &mut Position,
+    ) -> Result<(), Trouble> {
         let mut observed = Vec::new();
         for raw in page.items().map_err(Trouble::List)?.items {
             let value: Value = serde_json::from_str(raw.get()).map_err(|source| {
-                Trouble::List(cluster::Error::Unreadable { what: self.kind.collection(listed).to_string(), source })
+                Trouble::List(cluster::Error::Unreadable {
+                    what: self.kind.collection(listed).to_string(),
+                    source,
+                })
             })?;
             let metadata = &value["metadata"];
             let namespace = metadata["namespace"].as_str().or(listed).unwrap_or_default().to_owned();
@@ -146,15 +175,27 @@ impl Reader<'_> {
             }
             position.0 = Some((namespace, name));
         }
-        if observed.is_empty() { Ok(()) } else { self.sink.take(self.kind, observed).await.map_err(Trouble::Other) }
+        if observed.is_empty() {
+            Ok(())
+        } else {
+            self.sink.take(self.kind, observed).await.map_err(Trouble::Other)
+        }
     }
 
     /// Hands `value` to each target of its namespace that wants it.
     fn object(&self, value: Value, indices: &[usize], observed: &mut Vec<Observed>) {
-        let mut wanting = indices.iter().copied().filter(|i| self.wanting.binary_search(i).is_ok()).peekable();
+        let mut wanting = indices
+            .iter()
+            .copied()
+            .filter(|i| self.wanting.binary_search(i).is_ok())
+            .peekable();
         let mut value = Some(value);
         while let Some(index) = wanting.next() {
-            let taken = if wanting.peek().is_some() { value.clone() } else { value.take() };
+            let taken = if wanting.peek().is_some() {
+                value.clone()
+            } else {
+                value.take()
+            };
             let Some(taken) = taken else { return };
             let target = &self.targets[index];
             match self.examine(target, taken) {
@@ -172,8 +213,15 @@ impl Reader<'_> {
             if target.selection.wants_images() {
                 seen.images.observe(&self.kind.info, &value);
             }
-            match target.selection.verdict(&self.kind.info, self.kind.component, &value, &seen.references) {
+            match target
+                .selection
+                .verdict(&self.kind.info, self.kind.component, &value, &seen.references)
+            {
                 ObjectVerdict::Capture => {}
+                ObjectVerdict::ImagesOnly => {
+                    seen.images.workload(&self.kind.info, &value);
+                    return Ok(None);
+                }
                 ObjectVerdict::NotSelected => return Ok(None),
                 ObjectVerdict::Skip(reason) => {
                     seen.skips.add(&self.kind.display(), reason);
@@ -183,8 +231,15 @@ impl Reader<'_> {
             if target.selection.wants_images() {
                 seen.images.workload(&self.kind.info, &value);
             }
+            if self.kind.component == Component::Volumes && target.lists_volume_data {
+                seen.skips.add(&self.kind.display(), reasons::VOLUME_DATA_NOT_CAPTURED);
+            }
             seen.references.collect(&self.kind.info, &value);
-            match seen.captured.iter_mut().find(|(component, _)| *component == self.kind.component) {
+            match seen
+                .captured
+                .iter_mut()
+                .find(|(component, _)| *component == self.kind.component)
+            {
                 Some((_, count)) => *count += 1,
                 None => seen.captured.push((self.kind.component, 1)),
             }
@@ -202,10 +257,12 @@ impl Reader<'_> {
             (_, SecretsMode::Include | SecretsMode::Exclude) => SecretValues::Keep,
         };
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        normalise(value, &self.kind.info, &self.kind.shape, secrets).map(Some).map_err(|error| {
-            let message = format!("{} {name}: {error}", self.kind.display());
-            Failure::new(Class::Invalid, reasons::CAPTURE_INCOMPLETE, message)
-        })
+        normalise(value, &self.kind.info, &self.kind.shape, secrets)
+            .map(Some)
+            .map_err(|error| {
+                let message = format!("{} {name}: {error}", self.kind.display());
+                Failure::new(Class::Invalid, reasons::CAPTURE_INCOMPLETE, message)
+            })
     }
 
     fn fail_all(&self, failure: &Failure) {

@@ -19,6 +19,8 @@ pub struct Target {
     pub selection: Selection,
     /// Key for `secrets: Fingerprint`.
     pub fingerprint_key: Option<FingerprintKey>,
+    /// Whether claims are listed as skipped because their data is not captured.
+    pub lists_volume_data: bool,
     pub(super) seen: Mutex<Seen>,
 }
 
@@ -65,7 +67,11 @@ pub struct Failure {
 impl Failure {
     /// A failure of `class`.
     pub fn new(class: Class, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { class, reason, message: message.into() }
+        Self {
+            class,
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -78,7 +84,13 @@ impl From<cluster::Error> for Failure {
 impl Target {
     /// A target of which nothing has been seen.
     pub fn new(namespace: impl Into<String>, selection: Selection, fingerprint_key: Option<FingerprintKey>) -> Self {
-        Self { namespace: namespace.into(), selection, fingerprint_key, seen: Mutex::default() }
+        Self {
+            namespace: namespace.into(),
+            selection,
+            fingerprint_key,
+            lists_volume_data: true,
+            seen: Mutex::default(),
+        }
     }
 
     pub(super) fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {

@@ -6,9 +6,7 @@ use k8s_openapi::{
     api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
-use kube::{
-    Api, Client,
-};
+use kube::{Api, Client, api::ListParams};
 use serde::Deserialize;
 
 use super::{
@@ -19,11 +17,20 @@ use super::{
 use crate::api::names::GROUP;
 
 /// Plurals of the kinds that must be served.
-pub const REQUIRED_KINDS: [&str; 6] =
-    ["snapshots", "rollbackrequests", "rollbackplans", "approvalrequests", "approvaldecisions", "approvalpolicies"];
+pub const REQUIRED_KINDS: [&str; 6] = [
+    "snapshots",
+    "rollbackrequests",
+    "rollbackplans",
+    "approvalrequests",
+    "approvaldecisions",
+    "approvalpolicies",
+];
 /// Validating policies; each has a binding of the same name that denies.
-pub const REQUIRED_POLICIES: [&str; 3] =
-    ["approvaldecisions.guard.backstep.dev", "operatorowned.guard.backstep.dev", "requests.guard.backstep.dev"];
+pub const REQUIRED_POLICIES: [&str; 3] = [
+    "approvaldecisions.guard.backstep.dev",
+    "operatorowned.guard.backstep.dev",
+    "requests.guard.backstep.dev",
+];
 /// Mutating policies, where the server has them (1.36 and later).
 pub const STAMPING_POLICIES: [&str; 2] = ["approver.stamp.backstep.dev", "requester.stamp.backstep.dev"];
 
@@ -42,8 +49,11 @@ struct Name {
 /// # Errors
 /// The server cannot be asked: not known is never "in place".
 pub async fn missing(client: &Client) -> Result<Vec<String>> {
-    let (mut missing, policies, stamping) =
-        tokio::try_join!(missing_kinds(client), missing_policies(client), missing_stamping(client))?;
+    let (mut missing, policies, stamping) = tokio::try_join!(
+        missing_kinds(client),
+        missing_policies(client),
+        missing_stamping(client)
+    )?;
     missing.extend(policies);
     missing.extend(stamping);
     Ok(missing)
@@ -63,7 +73,9 @@ async fn missing_kinds(client: &Client) -> Result<Vec<String>> {
                 .is_some_and(|cs| cs.iter().any(|c| c.type_ == "Established" && c.status == "True"))
         });
         if !established {
-            missing.push(format!("the CRD {name} is not established; install or upgrade the chart"));
+            missing.push(format!(
+                "the CRD {name} is not established; install or upgrade the chart"
+            ));
         }
     }
     Ok(missing)
@@ -74,26 +86,40 @@ async fn missing_policies(client: &Client) -> Result<Vec<String>> {
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     let every = ListParams::default();
     let (policies, bindings) = tokio::try_join!(
-        call::repeat("list validatingadmissionpolicies", call::DEADLINE, || policies.list(&every)),
-        call::repeat("list validatingadmissionpolicybindings", call::DEADLINE, || bindings.list(&every)),
+        call::repeat("list validatingadmissionpolicies", call::DEADLINE, || policies
+            .list(&every)),
+        call::repeat("list validatingadmissionpolicybindings", call::DEADLINE, || bindings
+            .list(&every)),
     )?;
     let failing: HashSet<String> = policies
         .iter()
-        .filter(|p| p.spec.as_ref().is_some_and(|s| s.failure_policy.as_deref() == Some("Fail")))
+        .filter(|p| {
+            p.spec
+                .as_ref()
+                .is_some_and(|s| s.failure_policy.as_deref() == Some("Fail"))
+        })
         .map(kube::ResourceExt::name_any)
         .collect();
     let denying: HashSet<&str> = bindings
         .iter()
         .filter_map(|b| b.spec.as_ref())
-        .filter(|s| s.validation_actions.as_ref().is_some_and(|a| a.iter().any(|a| a == "Deny")))
+        .filter(|s| {
+            s.validation_actions
+                .as_ref()
+                .is_some_and(|a| a.iter().any(|a| a == "Deny"))
+        })
         .filter_map(|s| s.policy_name.as_deref())
         .collect();
     let mut missing = Vec::new();
     for name in REQUIRED_POLICIES {
         if !failing.contains(name) {
-            missing.push(format!("the admission policy {name} is missing or does not fail closed; install or upgrade the chart"));
+            missing.push(format!(
+                "the admission policy {name} is missing or does not fail closed; install or upgrade the chart"
+            ));
         } else if !denying.contains(name) {
-            missing.push(format!("the binding of admission policy {name} is missing or does not deny; install or upgrade the chart"));
+            missing.push(format!(
+                "the binding of admission policy {name} is missing or does not deny; install or upgrade the chart"
+            ));
         }
     }
     Ok(missing)

@@ -87,7 +87,6 @@ impl Items<'_> {
     pub fn resource_version(&self) -> Option<&str> {
         self.metadata.resource_version.as_deref()
     }
-
 }
 
 impl Page {

@@ -3,7 +3,7 @@
 pub mod call;
 pub mod client;
 pub mod clock;
-// pub mod crds;
+pub mod crds;
 pub mod discovery;
 pub mod error;
 pub mod guard;

@@ -5,8 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::api::{
-    duration,
-    reasons,
+    duration, reasons,
     snapshot::{SnapshotPhase, SnapshotSpec, SnapshotStatus},
 };
 
@@ -135,7 +134,10 @@ pub fn next(facts: &Facts<'_>) -> Step {
     if !facts.guard_missing.is_empty() {
         return Step::Wait {
             reason: reasons::GUARD_UNHEALTHY,
-            message: format!("Backstep is not installed completely: {}", facts.guard_missing.join("; ")),
+            message: format!(
+                "Backstep is not installed completely: {}",
+                facts.guard_missing.join("; ")
+            ),
             stalled: true,
             again: Duration::from_secs(5),
         };
@@ -150,24 +152,49 @@ pub fn next(facts: &Facts<'_>) -> Step {
         };
     }
     if let Some(Err(error)) = facts.spec.ttl.as_deref().map(duration::parse) {
-        return Step::Fail { reason: reasons::INVALID_SPEC, message: format!("spec.ttl: {error}") };
+        return Step::Fail {
+            reason: reasons::INVALID_SPEC,
+            message: format!("spec.ttl: {error}"),
+        };
     }
     match facts.capture {
         CaptureFact::Committed => return Step::Finish,
-        CaptureFact::Failed { reason, message } => return Step::Fail { reason, message: message.to_owned() },
+        CaptureFact::Failed { reason, message } => {
+            return Step::Fail {
+                reason,
+                message: message.to_owned(),
+            };
+        }
         CaptureFact::Unknown | CaptureFact::UnderWay | CaptureFact::Retryable { .. } => {}
     }
-    let late = facts.status.started_at.as_ref().is_some_and(|started| older_than(started.0, CAPTURE_DEADLINE, facts.now));
+    let late = facts
+        .status
+        .started_at
+        .as_ref()
+        .is_some_and(|started| older_than(started.0, CAPTURE_DEADLINE, facts.now));
     match facts.store {
         StoreFact::Open => {}
         StoreFact::Damaged(why) => {
-            return Step::Wait { reason: reasons::CORRUPT, message: why.to_owned(), stalled: true, again: Duration::from_secs(30) };
+            return Step::Wait {
+                reason: reasons::CORRUPT,
+                message: why.to_owned(),
+                stalled: true,
+                again: Duration::from_secs(30),
+            };
         }
         StoreFact::Closed(why) if late => {
-            return Step::Fail { reason: reasons::STORE_UNAVAILABLE, message: why.to_owned() };
+            return Step::Fail {
+                reason: reasons::STORE_UNAVAILABLE,
+                message: why.to_owned(),
+            };
         }
         StoreFact::Closed(why) => {
-            return Step::Wait { reason: reasons::STORE_UNAVAILABLE, message: why.to_owned(), stalled: false, again: Duration::from_secs(1) };
+            return Step::Wait {
+                reason: reasons::STORE_UNAVAILABLE,
+                message: why.to_owned(),
+                stalled: false,
+                again: Duration::from_secs(1),
+            };
         }
     }
     match (facts.capture, phase) {
@@ -175,19 +202,27 @@ pub fn next(facts: &Facts<'_>) -> Step {
             reason,
             message: format!("{message}; tried for {} minutes", CAPTURE_DEADLINE.as_secs() / 60),
         },
-        (CaptureFact::Retryable { reason, message }, _) => Step::Submit { retry: Some((reason, message.to_owned())) },
+        (CaptureFact::Retryable { reason, message }, _) => Step::Submit {
+            retry: Some((reason, message.to_owned())),
+        },
         (CaptureFact::UnderWay, _) => Step::Rest(Some(Duration::from_secs(60))),
         (CaptureFact::Unknown, SnapshotPhase::Capturing) => Step::Submit { retry: None },
         (
             CaptureFact::Unknown | CaptureFact::Committed | CaptureFact::Failed { .. },
-            SnapshotPhase::Pending | SnapshotPhase::Capturing | SnapshotPhase::Ready | SnapshotPhase::Failed | SnapshotPhase::Expired,
+            SnapshotPhase::Pending
+            | SnapshotPhase::Capturing
+            | SnapshotPhase::Ready
+            | SnapshotPhase::Failed
+            | SnapshotPhase::Expired,
         ) => Step::Begin,
     }
 }
 
 /// A snapshot never expires while it is pinned or the last good one of its lineage.
 fn expiry(facts: &Facts<'_>) -> Step {
-    let Some(expires) = facts.status.expires_at.as_ref() else { return Step::Rest(None) };
+    let Some(expires) = facts.status.expires_at.as_ref() else {
+        return Step::Rest(None);
+    };
     let left = expires.0.duration_since(facts.now);
     if left.is_positive() {
         return Step::Rest(Some(left.unsigned_abs()));
@@ -234,14 +269,21 @@ mod tests {
     }
 
     fn status(phase: SnapshotPhase) -> SnapshotStatus {
-        SnapshotStatus { phase: Some(phase), started_at: Some(Time(at(9_990))), ..SnapshotStatus::default() }
+        SnapshotStatus {
+            phase: Some(phase),
+            started_at: Some(Time(at(9_990))),
+            ..SnapshotStatus::default()
+        }
     }
 
     #[test]
     fn a_new_snapshot_begins_and_one_left_behind_by_a_crash_is_asked_for_again() {
         let spec = SnapshotSpec::default();
         assert_eq!(next(&facts(&spec, &SnapshotStatus::default())), Step::Begin);
-        assert_eq!(next(&facts(&spec, &status(SnapshotPhase::Capturing))), Step::Submit { retry: None });
+        assert_eq!(
+            next(&facts(&spec, &status(SnapshotPhase::Capturing))),
+            Step::Submit { retry: None }
+        );
     }
 
     #[test]
@@ -249,7 +291,10 @@ mod tests {
         let spec = SnapshotSpec::default();
         let status = SnapshotStatus::default();
         let missing = vec!["a policy".to_owned()];
-        let step = next(&Facts { guard_missing: &missing, ..facts(&spec, &status) });
+        let step = next(&Facts {
+            guard_missing: &missing,
+            ..facts(&spec, &status)
+        });
         assert!(matches!(step, Step::Wait { stalled: true, .. }));
     }
 
@@ -257,18 +302,45 @@ mod tests {
     fn the_operators_own_namespace_is_refused() {
         let spec = SnapshotSpec::default();
         let status = SnapshotStatus::default();
-        let step = next(&Facts { namespace: "backstep-system", ..facts(&spec, &status) });
-        assert!(matches!(step, Step::Fail { reason: reasons::OPERATOR_NAMESPACE, .. }));
+        let step = next(&Facts {
+            namespace: "backstep-system",
+            ..facts(&spec, &status)
+        });
+        assert!(matches!(
+            step,
+            Step::Fail {
+                reason: reasons::OPERATOR_NAMESPACE,
+                ..
+            }
+        ));
     }
 
     #[test]
     fn a_capture_that_keeps_failing_is_tried_until_its_deadline() {
         let spec = SnapshotSpec::default();
         let mut status = status(SnapshotPhase::Capturing);
-        let capture = CaptureFact::Retryable { reason: "ApiUnavailable", message: "busy" };
-        assert!(matches!(next(&Facts { capture, ..facts(&spec, &status) }), Step::Submit { retry: Some(_) }));
+        let capture = CaptureFact::Retryable {
+            reason: "ApiUnavailable",
+            message: "busy",
+        };
+        assert!(matches!(
+            next(&Facts {
+                capture,
+                ..facts(&spec, &status)
+            }),
+            Step::Submit { retry: Some(_) }
+        ));
         status.started_at = Some(Time(at(10_000 - 3600)));
-        assert!(matches!(next(&Facts { capture, ..facts(&spec, &status) }), Step::Fail { reason: "ApiUnavailable", .. }));
+        assert!(matches!(
+            next(&Facts {
+                capture,
+                ..facts(&spec, &status)
+            }),
+            Step::Fail {
+                reason: "ApiUnavailable",
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -277,8 +349,20 @@ mod tests {
         let mut status = status(SnapshotPhase::Ready);
         status.expires_at = Some(Time(at(9_999)));
         assert_eq!(next(&facts(&spec, &status)), Step::Expire);
-        assert!(matches!(next(&Facts { pinned: true, ..facts(&spec, &status) }), Step::Rest(Some(_))));
-        assert!(matches!(next(&Facts { last_of_lineage: true, ..facts(&spec, &status) }), Step::Rest(Some(_))));
+        assert!(matches!(
+            next(&Facts {
+                pinned: true,
+                ..facts(&spec, &status)
+            }),
+            Step::Rest(Some(_))
+        ));
+        assert!(matches!(
+            next(&Facts {
+                last_of_lineage: true,
+                ..facts(&spec, &status)
+            }),
+            Step::Rest(Some(_))
+        ));
     }
 
     #[test]
@@ -288,6 +372,12 @@ mod tests {
             assert_eq!(next(&facts(&spec, &status(phase))), Step::Rest(None));
         }
         let ready = status(SnapshotPhase::Capturing);
-        assert_eq!(next(&Facts { deleting: true, ..facts(&spec, &ready) }), Step::Rest(None));
+        assert_eq!(
+            next(&Facts {
+                deleting: true,
+                ..facts(&spec, &ready)
+            }),
+            Step::Rest(None)
+        );
     }
 }

@@ -2,3 +2,5 @@
 #![allow(clippy::disallowed_methods)]
 
 mod figures;
+mod snapshots;
+mod support;

@@ -10,7 +10,7 @@ use super::queue::{CaptureFailure, CaptureOutcome, CaptureRequest, Captured};
 use crate::{
     api::{
         reasons,
-        snapshot::{Capture, ComponentCount, DeletionPolicy, SecretsMode},
+        snapshot::{Capture, ComponentCount, DeletionPolicy, SecretsMode, VolumeMethod},
     },
     capture::{self, Catalog, Failure, Observed, Pass, Sink, Target, WantedKind},
     cluster::{Class, clock},
@@ -132,7 +132,10 @@ async fn attempt(
         let capture = request.spec.capture.clone().unwrap_or_default();
         match Selection::compile(&capture) {
             Ok(selection) => {
-                targets.push(Target::new(&request.namespace, selection, key));
+                let mut target = Target::new(&request.namespace, selection, key);
+                // Whoever asked for no volume data need not be told that there is none.
+                target.lists_volume_data = request.spec.volumes.as_ref().is_none_or(|v| v.method != Some(VolumeMethod::Skip));
+                targets.push(target);
                 target_of.push(index);
             }
             Err(error) => {
@@ -161,12 +164,12 @@ async fn attempt(
 
     let mut drafts = Vec::new();
     let mut committed = Vec::new();
-    for (((index, report), builder), target) in target_of.iter().zip(reports).zip(builders).zip(&targets) {
+    for ((index, report), builder) in target_of.iter().zip(reports).zip(builders) {
         match report.outcome {
             Err(failure) => outcomes[*index] = Some(Err(to_failure(failure))),
             Ok(captured) => {
                 let request = &requests[*index];
-                let extras = extras(request, captured, target);
+                let extras = extras(request, captured);
                 let built = finish(builder.into_inner(), &extras).await?;
                 drafts.push(draft(request, built));
                 committed.push((*index, extras));
@@ -192,7 +195,7 @@ async fn finish(mut builder: ManifestBuilder, extras: &Extras) -> Result<BuiltMa
     Ok(builder.finish().await?)
 }
 
-fn extras(request: &CaptureRequest, captured: capture::Captured, _target: &Target) -> Extras {
+fn extras(request: &CaptureRequest, captured: capture::Captured) -> Extras {
     let images = captured.images;
     let mut components: Vec<ComponentCount> =
         captured.components.into_iter().map(|(name, items)| ComponentCount { name, items }).collect();
