@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::objects;
+use super::objects::{self, Place};
 use super::random::Random;
 use super::raw::Resource;
 
 /// Part of the name under which written data sets are kept; raise it when an object changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// How many objects of each kind a namespace has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,19 +180,12 @@ impl DataSet {
     }
 
     /// The objects of the namespace at `index`, in the order of kinds.
-    pub fn objects(&self, index: usize) -> impl Iterator<Item = Object> + '_ {
+    pub fn objects(&self, index: usize) -> Vec<Object> {
         let namespace = self.namespace(index);
-        let first = index * self.per_namespace();
-        self.mix
-            .iter()
-            .flat_map(|&(kind, count)| (0..count).map(move |number| (kind, number)))
-            .enumerate()
-            .map(move |(offset, (kind, number))| self.object(&namespace, kind, number, (first + offset) as u64))
-    }
-
-    fn object(&self, namespace: &str, kind: Kind, number: usize, position: u64) -> Object {
-        let mut random = Random::new(self.seed.wrapping_add(1 << 32), position);
-        objects::build(kind, namespace, number, self.bulk, &mut random)
+        let mut random = Random::new(self.seed.wrapping_add(1 << 32), index as u64);
+        let place = Place::new(&namespace, self.per_namespace(), &mut random);
+        let numbered = self.mix.iter().flat_map(|&(kind, count)| (0..count).map(move |number| (kind, number)));
+        numbered.map(|(kind, number)| objects::build(kind, &place, number, self.bulk, &mut random)).collect()
     }
 
     /// A change of one object by a person, different at each `round`: what 1 % churn is made of.

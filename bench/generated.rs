@@ -13,7 +13,7 @@ use kube::Client;
 use serde_json::{Value, json};
 
 use super::data::Kind;
-use super::objects;
+use super::objects::{self, Place};
 use super::random::{HEXADECIMAL, Random};
 
 /// Most bytes of a request that are handed on.
@@ -194,9 +194,9 @@ impl Shared {
 }
 
 /// The `ConfigMap` at `index`, with what the API server adds.
-fn config_map(namespace: &str, index: usize, metadata_only: bool) -> Value {
+fn config_map(place: &Place<'_>, index: usize, metadata_only: bool) -> Value {
     let mut random = Random::new(3, index as u64);
-    let mut object = objects::build(Kind::ConfigMap, namespace, index, 1, &mut random);
+    let mut object = objects::build(Kind::ConfigMap, place, index, 1, &mut random);
     let text = |random: &mut Random, length| random.text(HEXADECIMAL, length);
     let uid = format!(
         "{}-{}-4{}-8{}-{}",

@@ -105,7 +105,7 @@ const MANAGERS: &[(&str, bool)] = &[
     ("kubectl-create", false),
 ];
 
-/// What most objects share.
+/// What the objects of one application share.
 struct Frame<'a> {
     namespace: &'a str,
     name: String,
@@ -115,24 +115,37 @@ struct Frame<'a> {
     version: String,
 }
 
+/// A namespace: one team, mostly one tool that writes, and some applications.
+pub struct Place<'a> {
+    namespace: &'a str,
+    team: &'static str,
+    manager: (&'static str, bool),
+    /// Name and version.
+    apps: Vec<(String, String)>,
+}
+
+impl<'a> Place<'a> {
+    /// The place `namespace` for `objects` objects, some eight to an application.
+    pub fn new(namespace: &'a str, objects: usize, random: &mut Random) -> Self {
+        let apps = (0..objects.div_ceil(8))
+            .map(|_| {
+                let version = format!("{}.{}.{}", random.between(0, 4), random.below(30), random.below(12));
+                (format!("{}-{}", random.pick(TOPICS), random.pick(ROLES)), version)
+            })
+            .collect();
+        Self { namespace, team: random.pick(TEAMS), manager: MANAGERS[random.below(MANAGERS.len())], apps }
+    }
+}
+
 /// The object of `kind` with the given `number` in its namespace; `bulk` as in [`super::data::DataSet`].
-pub fn build(kind: Kind, namespace: &str, number: usize, bulk: usize, random: &mut Random) -> Object {
-    let (manager, applied) = MANAGERS[random.below(MANAGERS.len())];
-    let app = format!("{}-{}", random.pick(TOPICS), random.pick(ROLES));
-    let suffix = match random.below(4) {
-        0 => "-config",
-        1 => "-v2",
-        2 => "-eu",
-        _ => "",
-    };
-    let frame = Frame {
-        namespace,
-        name: format!("{app}{suffix}-{number}"),
-        app,
-        team: random.pick(TEAMS),
-        manager,
-        version: format!("{}.{}.{}", random.between(0, 4), random.below(30), random.below(12)),
-    };
+pub fn build(kind: Kind, place: &Place<'_>, number: usize, bulk: usize, random: &mut Random) -> Object {
+    let namespace = place.namespace;
+    let (manager, applied) =
+        if random.chance(90) { place.manager } else { MANAGERS[random.below(MANAGERS.len())] };
+    let (app, version) = place.apps[random.below(place.apps.len())].clone();
+    let suffix = random.pick(&["", "-config", "-v2", "-eu"]);
+    let frame =
+        Frame { namespace, name: format!("{app}{suffix}-{number}"), app, team: place.team, manager, version };
     let mut body = match kind {
         Kind::ConfigMap => config_map(&frame, bulk, random),
         Kind::Secret => secret(&frame, number, bulk, random),
