@@ -29,6 +29,7 @@ pub struct GeneratedApi {
 struct Shared {
     upstream: Client,
     namespace: String,
+    place: Place,
     count: usize,
     resource_version: String,
     lists: AtomicU64,
@@ -48,6 +49,7 @@ impl GeneratedApi {
         let shared = Arc::new(Shared {
             upstream,
             namespace: namespace.to_owned(),
+            place: Place::new(namespace, count, &mut Random::new(3, u64::MAX)),
             count,
             resource_version,
             lists: AtomicU64::new(0),
@@ -180,7 +182,7 @@ impl Shared {
             metadata["remainingItemCount"] = (self.count - end).into();
         }
         let items: Vec<_> = (start..end)
-            .map(|index| config_map(&self.namespace, index, metadata_only))
+            .map(|index| config_map(&self.place, index, metadata_only))
             .collect();
         let (kind, version) = if metadata_only {
             ("PartialObjectMetadataList", "meta.k8s.io/v1")
@@ -194,7 +196,7 @@ impl Shared {
 }
 
 /// The `ConfigMap` at `index`, with what the API server adds.
-fn config_map(place: &Place<'_>, index: usize, metadata_only: bool) -> Value {
+fn config_map(place: &Place, index: usize, metadata_only: bool) -> Value {
     let mut random = Random::new(3, index as u64);
     let mut object = objects::build(Kind::ConfigMap, place, index, 1, &mut random);
     let text = |random: &mut Random, length| random.text(HEXADECIMAL, length);

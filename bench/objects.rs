@@ -116,30 +116,32 @@ struct Frame<'a> {
 }
 
 /// A namespace: one team, mostly one tool that writes, and some applications.
-pub struct Place<'a> {
-    namespace: &'a str,
+pub struct Place {
+    namespace: String,
     team: &'static str,
     manager: (&'static str, bool),
     /// Name and version.
     apps: Vec<(String, String)>,
 }
 
-impl<'a> Place<'a> {
+impl Place {
     /// The place `namespace` for `objects` objects, some eight to an application.
-    pub fn new(namespace: &'a str, objects: usize, random: &mut Random) -> Self {
+    pub fn new(namespace: &str, objects: usize, random: &mut Random) -> Self {
         let apps = (0..objects.div_ceil(8))
             .map(|_| {
                 let version = format!("{}.{}.{}", random.between(0, 4), random.below(30), random.below(12));
                 (format!("{}-{}", random.pick(TOPICS), random.pick(ROLES)), version)
             })
             .collect();
-        Self { namespace, team: random.pick(TEAMS), manager: MANAGERS[random.below(MANAGERS.len())], apps }
+        Self {
+            namespace: namespace.to_owned(),
+            team: random.pick(TEAMS), manager: MANAGERS[random.below(MANAGERS.len())], apps }
     }
 }
 
 /// The object of `kind` with the given `number` in its namespace; `bulk` as in [`super::data::DataSet`].
-pub fn build(kind: Kind, place: &Place<'_>, number: usize, bulk: usize, random: &mut Random) -> Object {
-    let namespace = place.namespace;
+pub fn build(kind: Kind, place: &Place, number: usize, bulk: usize, random: &mut Random) -> Object {
+    let namespace = place.namespace.as_str();
     let (manager, applied) =
         if random.chance(90) { place.manager } else { MANAGERS[random.below(MANAGERS.len())] };
     let (app, version) = place.apps[random.below(place.apps.len())].clone();

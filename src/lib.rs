@@ -26,3 +26,7 @@ pub mod telemetry;
 #[cfg(feature = "client")]
 #[allow(missing_docs)]
 pub mod capture;
+
+#[cfg(feature = "operator")]
+#[allow(missing_docs)]
+pub mod controller;

@@ -63,13 +63,29 @@ mod tests {
             observed_generation: Some(1),
             phase: Some(SnapshotPhase::Ready),
             version: Some(12),
-            parent: Some(ParentVersion { name: "shop-before-1-8".into(), version: 11 }),
+            parent: Some(ParentVersion {
+                name: "shop-before-1-8".into(),
+                version: 11,
+            }),
             digest: Some(format!("sha256:{}", "a".repeat(64))),
-            objects: Some(ObjectCounts { captured: 412, unchanged: 400, skipped: 260, failed: 0 }),
-            size: Some(SnapshotSize { logical_bytes: 1_810_220, stored_bytes: 31_200 }),
-            components: [Component::Configuration, Component::Workloads, Component::Images, Component::Policy]
-                .map(|name| ComponentCount { name, items: 50 })
-                .to_vec(),
+            objects: Some(ObjectCounts {
+                captured: 412,
+                unchanged: 400,
+                skipped: 260,
+                failed: 0,
+            }),
+            size: Some(SnapshotSize {
+                logical_bytes: 1_810_220,
+                stored_bytes: 31_200,
+            }),
+            components: [
+                Component::Configuration,
+                Component::Workloads,
+                Component::Images,
+                Component::Policy,
+            ]
+            .map(|name| ComponentCount { name, items: 50 })
+            .to_vec(),
             format_version: Some(1),
             ..SnapshotStatus::default()
         };
@@ -92,7 +108,12 @@ mod tests {
                 reason: reasons::CAPTURED.into(),
                 message: "412 objects captured as version 12 of lineage shop".into(),
             };
-            conditions::set(&mut status.conditions, &new, Some(1), &Time(jiff::Timestamp::UNIX_EPOCH));
+            conditions::set(
+                &mut status.conditions,
+                &new,
+                Some(1),
+                &Time(jiff::Timestamp::UNIX_EPOCH),
+            );
         }
         status
     }
@@ -102,8 +123,14 @@ mod tests {
         let status = status_of(50);
         let size = serde_json::to_string(&status).unwrap().len();
         assert!(size <= 2048, "{size} bytes");
-        assert_eq!(status.images.len() + usize::try_from(status.images_omitted.unwrap()).unwrap(), 50);
-        assert_eq!(status.skipped.len() + usize::try_from(status.skipped_omitted.unwrap()).unwrap(), 50);
+        assert_eq!(
+            status.images.len() + usize::try_from(status.images_omitted.unwrap()).unwrap(),
+            50
+        );
+        assert_eq!(
+            status.skipped.len() + usize::try_from(status.skipped_omitted.unwrap()).unwrap(),
+            50
+        );
     }
 
     #[test]

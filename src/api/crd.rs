@@ -194,7 +194,10 @@ mod tests {
             let mut seen = Vec::new();
             walk(kind, &schema(&crd)["properties"]["spec"], &mut seen);
             for (path, schema) in seen {
-                assert!(path.ends_with("[]") || schema["description"].is_string(), "{path} has no description");
+                assert!(
+                    path.ends_with("[]") || schema["description"].is_string(),
+                    "{path} has no description"
+                );
             }
         }
     }

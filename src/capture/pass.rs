@@ -157,12 +157,14 @@ fn report(target: &Target, before: &Namespaces, after: &Namespaces) -> TargetRep
             outcome: Err(Failure::new(Class::Invalid, reasons::NOTHING_MATCHED, message)),
         };
     }
+    let namespace_uid = after.get(&target.namespace).map(|n| n.uid.clone()).unwrap_or_default();
     let mut components = BTreeMap::new();
     for (component, count) in &seen.captured {
         *components.entry(*component).or_insert(0) += count;
     }
     TargetReport {
         outcome: Ok(Captured {
+            namespace_uid,
             components: components.into_iter().collect(),
             skipped: seen.skips.counts(),
             images,

@@ -44,6 +44,8 @@ pub struct TargetReport {
 /// Counts and images of a target that was read whole.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
+    /// UID of the namespace.
+    pub namespace_uid: String,
     /// Objects handed to the sink, by component.
     pub components: Vec<(Component, i64)>,
     /// What was left out.

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::SignedDuration;
 use tokio::sync::Notify;
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -18,11 +19,13 @@ use crate::{
     api::names,
     cluster::{self, call, clock},
     config::RunOptions,
-    repository::{self, Backend, Repository, backend},
+    repository::{self, Backend, ObjectStoreBackend, Repository, SecretsBackend},
 };
 
 /// Name of the `ConfigMap` that tells administrators' tools where contents live.
 pub const STORE_CONFIG_MAP: &str = "backstep-store";
+/// Name of the store of Secrets: its objects carry it.
+pub const SECRETS_STORE: &str = "default";
 
 /// The repository, or why there is none; cheap to clone.
 #[derive(Clone)]
@@ -33,6 +36,7 @@ pub struct Store {
     maintenance: Arc<Notify>,
     location: Location,
     options: repository::Options,
+    quota: u64,
     client: Client,
     namespace: String,
 }
@@ -79,10 +83,8 @@ impl Store {
     /// A store that is not open yet.
     pub fn new(client: Client, location: Location, options: &RunOptions) -> Self {
         let repository_options = repository::Options {
-            clock: clock::now,
-            quota: (options.store_quota > 0).then_some(options.store_quota),
-            orphan_grace: options.orphan_grace,
-            ..repository::Options::default()
+            orphan_grace: SignedDuration::try_from(options.orphan_grace).unwrap_or(SignedDuration::MAX),
+            ..repository::Options::new(clock::now)
         };
         Self {
             state: Arc::new(RwLock::new(State::Closed { reason: "the store is being opened".into(), corrupt: false })),
@@ -90,6 +92,7 @@ impl Store {
             maintenance: Arc::default(),
             location,
             options: repository_options,
+            quota: if options.store_quota == 0 { u64::MAX } else { options.store_quota },
             client,
             namespace: options.namespace.clone(),
         }
@@ -135,12 +138,10 @@ impl Store {
 
     fn backend(&self) -> Result<Arc<dyn Backend>, repository::Error> {
         Ok(match &self.location {
-            Location::Secrets => Arc::new(backend::secrets::SecretsBackend::new(
-                self.client.clone(),
-                &self.namespace,
-                self.options.quota,
-            )),
-            Location::Directory(path) => Arc::new(backend::object_store::ObjectStoreBackend::directory(path)?),
+            Location::Secrets => {
+                Arc::new(SecretsBackend::new(self.client.clone(), &self.namespace, SECRETS_STORE, self.quota)?)
+            }
+            Location::Directory(path) => Arc::new(ObjectStoreBackend::local(path)?.with_quota(self.quota)),
         })
     }
 

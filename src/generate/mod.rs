@@ -62,9 +62,15 @@ pub fn documents(root: &Path) -> Result<Vec<Document>, Error> {
     for crd in crd::all()? {
         let plural = crd["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned();
         let path = format!("crds/backstep.dev_{plural}.yaml");
-        documents.push(Document { text: format!("{HEADER}{}", yaml(&path, &crd)?), path });
+        documents.push(Document {
+            text: format!("{HEADER}{}", yaml(&path, &crd)?),
+            path,
+        });
         let path = format!("charts/backstep/templates/crds/{plural}.yaml");
-        documents.push(Document { text: chart_copy(&path, crd.clone())?, path });
+        documents.push(Document {
+            text: chart_copy(&path, crd.clone())?,
+            path,
+        });
         documents.push(reference::page(root, &crd)?);
     }
     documents.push(reference::reasons());
@@ -80,7 +86,10 @@ pub fn write(root: &Path) -> Result<Vec<String>, Error> {
     let mut written = Vec::new();
     for document in differing(root)? {
         let path = root.join(&document.path);
-        let failed = |source| Error::File { path: path.clone(), source };
+        let failed = |source| Error::File {
+            path: path.clone(),
+            source,
+        };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -109,7 +118,10 @@ pub fn differing(root: &Path) -> Result<Vec<Document>, Error> {
 }
 
 fn yaml(path: &str, value: &Value) -> Result<String, Error> {
-    serde_saphyr::to_string(value).map_err(|e| Error::Yaml { path: path.to_owned(), reason: e.to_string() })
+    serde_saphyr::to_string(value).map_err(|e| Error::Yaml {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })
 }
 
 /// CRDs are templates, so that `helm upgrade` upgrades them, and are kept by `helm uninstall`, so that Snapshots survive it.
@@ -142,9 +154,10 @@ mod tests {
                 .iter()
                 .filter(|(key, value)| !(*key == "description" && value.is_string()))
                 .map(|(key, value)| match value {
-                    Value::String(rule) if key == "rule" => {
-                        (key.clone(), Value::String(rule.split_whitespace().collect::<Vec<_>>().join(" ")))
-                    }
+                    Value::String(rule) if key == "rule" => (
+                        key.clone(),
+                        Value::String(rule.split_whitespace().collect::<Vec<_>>().join(" ")),
+                    ),
                     Value::Array(names) if key == "required" => {
                         let mut names = names.clone();
                         names.sort_by_key(ToString::to_string);
@@ -165,18 +178,27 @@ mod tests {
         let ours = all.iter().find(|c| c["spec"]["names"]["plural"] == plural).unwrap();
         let pretty = |value| serde_json::to_string_pretty(&meaning(value)).unwrap();
         let (agreed, ours) = (pretty(&agreed), pretty(ours));
-        let differs = similar::TextDiff::from_lines(&agreed, &ours).unified_diff().context_radius(6).to_string();
+        let differs = similar::TextDiff::from_lines(&agreed, &ours)
+            .unified_diff()
+            .context_radius(6)
+            .to_string();
         assert!(differs.is_empty(), "{differs}");
     }
 
     #[test]
     fn approval_requests_mean_what_was_agreed() {
-        assert_means("approvalrequests", include_str!("../../tests/schema/approvalrequests.yaml"));
+        assert_means(
+            "approvalrequests",
+            include_str!("../../tests/schema/approvalrequests.yaml"),
+        );
     }
 
     #[test]
     fn approval_decisions_mean_what_was_agreed() {
-        assert_means("approvaldecisions", include_str!("../../tests/schema/approvaldecisions.yaml"));
+        assert_means(
+            "approvaldecisions",
+            include_str!("../../tests/schema/approvaldecisions.yaml"),
+        );
     }
 
     #[test]
@@ -192,7 +214,12 @@ mod tests {
         let defined = include_str!("../api/reasons.rs").matches("pub const ").count();
         let listed: Vec<_> = page.lines().filter(|l| l.starts_with("| `")).collect();
         assert_eq!(listed.len(), defined);
-        assert!(listed.iter().all(|l| l.split('|').nth(2).is_some_and(|says| says.trim().len() > 10)), "{listed:#?}");
+        assert!(
+            listed
+                .iter()
+                .all(|l| l.split('|').nth(2).is_some_and(|says| says.trim().len() > 10)),
+            "{listed:#?}"
+        );
     }
 
     #[test]

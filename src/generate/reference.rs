@@ -15,19 +15,37 @@ const CONDITIONS: [(&str, &[(&str, &str)]); 4] = [
         "Snapshot",
         &[
             (conditions::READY, "the contents are complete and can be read"),
-            (conditions::RECONCILING, "the capture waits or runs; the reason says what for"),
-            (conditions::STALLED, "nothing moves until somebody acts; the message says how"),
-            (conditions::VERIFIED, "the contents were read back and their digests are right"),
+            (
+                conditions::RECONCILING,
+                "the capture waits or runs; the reason says what for",
+            ),
+            (
+                conditions::STALLED,
+                "nothing moves until somebody acts; the message says how",
+            ),
+            (
+                conditions::VERIFIED,
+                "the contents were read back and their digests are right",
+            ),
         ],
     ),
     (
         "RollbackRequest",
         &[
             (conditions::READY, "the rollback is complete, or planned with `dryRun`"),
-            (conditions::RECONCILING, "the request waits or works; the reason says what for"),
-            (conditions::STALLED, "it ended without reaching its target, or waits for somebody; the reason is the cause"),
+            (
+                conditions::RECONCILING,
+                "the request waits or works; the reason says what for",
+            ),
+            (
+                conditions::STALLED,
+                "it ended without reaching its target, or waits for somebody; the reason is the cause",
+            ),
             (conditions::APPROVED, "what must approve it has approved it"),
-            (conditions::GITOPS_PAUSED, "the GitOps owner of the target is suspended until it is handed back"),
+            (
+                conditions::GITOPS_PAUSED,
+                "the GitOps owner of the target is suspended until it is handed back",
+            ),
         ],
     ),
     (
@@ -39,7 +57,10 @@ const CONDITIONS: [(&str, &[(&str, &str)]); 4] = [
             (conditions::APPROVED, "every stage is approved"),
         ],
     ),
-    ("ApprovalPolicy", &[(conditions::READY, "the policy can be met; otherwise `Unsatisfiable`")]),
+    (
+        "ApprovalPolicy",
+        &[(conditions::READY, "the policy can be met; otherwise `Unsatisfiable`")],
+    ),
 ];
 
 /// The page of one kind; its example is `examples/<kind>.yaml` where there is one.
@@ -56,7 +77,11 @@ pub(super) fn page(root: &Path, crd: &Value) -> Result<Document, Error> {
         "`{}/{}` · {} · `{}`, short `{}`, category `backstep`\n",
         text_of(&crd["spec"]["group"]),
         text_of(&version["name"]),
-        if crd["spec"]["scope"] == "Namespaced" { "namespaced" } else { "cluster-scoped" },
+        if crd["spec"]["scope"] == "Namespaced" {
+            "namespaced"
+        } else {
+            "cluster-scoped"
+        },
         text_of(&names["plural"]),
         text_of(&names["shortNames"][0]),
     );
@@ -67,7 +92,10 @@ pub(super) fn page(root: &Path, crd: &Value) -> Result<Document, Error> {
         let section = &schema["properties"][part];
         if section.is_object() {
             let _ = writeln!(page, "## {part}\n");
-            let _ = writeln!(page, "| field | type | default | bounds | what it is |\n|---|---|---|---|---|");
+            let _ = writeln!(
+                page,
+                "| field | type | default | bounds | what it is |\n|---|---|---|---|---|"
+            );
             rows(&mut page, "", section);
             page.push('\n');
         }
@@ -75,7 +103,10 @@ pub(super) fn page(root: &Path, crd: &Value) -> Result<Document, Error> {
     let mut rules = Vec::new();
     collect_rules("", schema, &mut rules);
     if !rules.is_empty() {
-        let _ = writeln!(page, "## Rules\n\nThe API server refuses what breaks one of these, and says so in these words.\n");
+        let _ = writeln!(
+            page,
+            "## Rules\n\nThe API server refuses what breaks one of these, and says so in these words.\n"
+        );
         let _ = writeln!(page, "| where | message |\n|---|---|");
         for (path, message) in rules {
             let _ = writeln!(page, "| `{path}` | {} |", cell(&message));
@@ -90,7 +121,10 @@ pub(super) fn page(root: &Path, crd: &Value) -> Result<Document, Error> {
         }
         page.push('\n');
     }
-    Ok(Document { path: format!("docs/reference/{}.md", kind.to_lowercase()), text: finish(&page) })
+    Ok(Document {
+        path: format!("docs/reference/{}.md", kind.to_lowercase()),
+        text: finish(&page),
+    })
 }
 
 fn example(root: &Path, kind: &str) -> Result<Option<String>, Error> {
@@ -103,9 +137,18 @@ fn example(root: &Path, kind: &str) -> Result<Option<String>, Error> {
 }
 
 fn rows(page: &mut String, path: &str, schema: &Value) {
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> = schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let path = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         let default = match &field["default"] {
             Value::Null if required.contains(&name.as_str()) => "*required*".to_owned(),
             Value::Null => String::new(),
@@ -141,7 +184,11 @@ fn type_of(field: &Value) -> String {
 fn bounds(field: &Value) -> String {
     let mut parts = Vec::new();
     if let Some(values) = field["enum"].as_array() {
-        let values: Vec<_> = values.iter().filter_map(Value::as_str).map(|v| format!("`{v}`")).collect();
+        let values: Vec<_> = values
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|v| format!("`{v}`"))
+            .collect();
         parts.push(values.join(" "));
     }
     let range = |low: &Value, high: &Value, what: &str| match (low, high) {
@@ -180,7 +227,11 @@ pub(super) fn collect_rules(path: &str, schema: &Value, rules: &mut Vec<(String,
         rules.push((at.to_owned(), rule["message"].as_str().unwrap_or_default().to_owned()));
     }
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let path = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         collect_rules(&path, field, rules);
         collect_rules(&format!("{path}[]"), &field["items"], rules);
     }
@@ -203,7 +254,10 @@ pub(super) fn reasons() -> Document {
             says.clear();
         }
     }
-    Document { path: "docs/reference/reasons.md".into(), text: finish(&page) }
+    Document {
+        path: "docs/reference/reasons.md".into(),
+        text: finish(&page),
+    }
 }
 
 /// One page a program.
@@ -218,7 +272,10 @@ fn command_line(path: &str, mut command: clap::Command) -> Document {
     command.build();
     let mut page = format!("{HEADER}# {}\n\n", command.get_name());
     describe(&mut page, &command, 1);
-    Document { path: path.to_owned(), text: finish(&page) }
+    Document {
+        path: path.to_owned(),
+        text: finish(&page),
+    }
 }
 
 fn describe(page: &mut String, command: &clap::Command, depth: usize) {
@@ -237,15 +294,29 @@ fn describe(page: &mut String, command: &clap::Command, depth: usize) {
     if shown.peek().is_some() {
         let _ = writeln!(page, "| argument | default | what it does |\n|---|---|---|");
         for argument in shown {
-            let _ = writeln!(page, "| `{}` | {} | {} |", cell(&signature(argument)), default(argument), cell(&help(argument)));
+            let _ = writeln!(
+                page,
+                "| `{}` | {} | {} |",
+                cell(&signature(argument)),
+                default(argument),
+                cell(&help(argument))
+            );
         }
         page.push('\n');
     }
     if let Some(after) = command.get_after_long_help().or_else(|| command.get_after_help()) {
         let _ = writeln!(page, "```text\n{}\n```\n", after.to_string().trim_end());
     }
-    for sub in command.get_subcommands().filter(|s| !s.is_hide_set() && s.get_name() != "help") {
-        let _ = writeln!(page, "{} {}\n", "#".repeat((depth + 1).min(5)), sub.get_bin_name().unwrap_or(sub.get_name()));
+    for sub in command
+        .get_subcommands()
+        .filter(|s| !s.is_hide_set() && s.get_name() != "help")
+    {
+        let _ = writeln!(
+            page,
+            "{} {}\n",
+            "#".repeat((depth + 1).min(5)),
+            sub.get_bin_name().unwrap_or(sub.get_name())
+        );
         describe(page, sub, depth + 1);
     }
 }
@@ -253,8 +324,12 @@ fn describe(page: &mut String, command: &clap::Command, depth: usize) {
 fn signature(argument: &clap::Arg) -> String {
     let mut names: Vec<String> = argument.get_short().map(|s| format!("-{s}")).into_iter().collect();
     names.extend(argument.get_long().map(|l| format!("--{l}")));
-    let values: Vec<String> =
-        argument.get_value_names().unwrap_or_default().iter().map(|v| format!("<{v}>")).collect();
+    let values: Vec<String> = argument
+        .get_value_names()
+        .unwrap_or_default()
+        .iter()
+        .map(|v| format!("<{v}>"))
+        .collect();
     let takes_value = argument.get_action().takes_values();
     match (names.is_empty(), takes_value) {
         (true, _) => values.join(" "),
@@ -264,20 +339,33 @@ fn signature(argument: &clap::Arg) -> String {
 }
 
 fn default(argument: &clap::Arg) -> String {
-    let values: Vec<_> = argument.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
+    let values: Vec<_> = argument
+        .get_default_values()
+        .iter()
+        .map(|v| v.to_string_lossy())
+        .collect();
     let mut text = match values.as_slice() {
         [] => String::new(),
         _ if !argument.get_action().takes_values() => String::new(),
         values => format!("`{}`", values.join(" ")),
     };
     if let Some(variable) = argument.get_env() {
-        let _ = write!(text, "{}env `{}`", if text.is_empty() { "" } else { ", " }, variable.to_string_lossy());
+        let _ = write!(
+            text,
+            "{}env `{}`",
+            if text.is_empty() { "" } else { ", " },
+            variable.to_string_lossy()
+        );
     }
     text
 }
 
 fn help(argument: &clap::Arg) -> String {
-    let mut help = argument.get_long_help().or_else(|| argument.get_help()).map(ToString::to_string).unwrap_or_default();
+    let mut help = argument
+        .get_long_help()
+        .or_else(|| argument.get_help())
+        .map(ToString::to_string)
+        .unwrap_or_default();
     let values: Vec<String> = argument
         .get_possible_values()
         .iter()
@@ -291,7 +379,12 @@ fn help(argument: &clap::Arg) -> String {
 }
 
 fn one_line(description: &Value) -> String {
-    description.as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    description
+        .as_str()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Text that cannot end a table's cell.

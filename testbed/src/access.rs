@@ -195,7 +195,9 @@ impl Access {
             if !user.name.starts_with("system:") {
                 let _lock = self.lock()?;
                 let mut users = self.users()?;
-                users.push(user.clone());
+                if !users.contains(user) {
+                    users.push(user.clone());
+                }
                 write_private(&self.directory.join(USERS_FILE), &serde_json::to_string(&users)?)?;
             }
         }

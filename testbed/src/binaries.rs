@@ -13,6 +13,11 @@ use anyhow::{Context, Result, bail, ensure};
 pub const ASSETS_VARIABLE: &str = "KUBEBUILDER_ASSETS";
 /// Names the directory that binaries are kept in, instead of the user's cache folder.
 pub const CACHE_VARIABLE: &str = "BACKSTEP_TESTBED_CACHE";
+/// Names the minor of Kubernetes to run, such as `1.34`, instead of the newest.
+pub const KUBERNETES_VARIABLE: &str = "BACKSTEP_TESTBED_KUBERNETES";
+
+/// What the names of the directories start with that programs are built in, beside the built ones.
+const BUILD_PREFIX: &str = "building-";
 
 /// A Go module whose programs are built with one `go.mod`: the families' dependencies clash in a common one.
 struct Family {
@@ -28,12 +33,34 @@ const ETCD: Family = Family {
     go_mod: include_str!("../go/etcd/go.mod"),
     go_sum: include_str!("../go/etcd/go.sum"),
 };
-const KUBERNETES: Family = Family {
-    name: "kubernetes",
-    module: "k8s.io/kubernetes",
-    go_mod: include_str!("../go/kubernetes/go.mod"),
-    go_sum: include_str!("../go/kubernetes/go.sum"),
-};
+const KUBERNETES_MODULE: &str = "k8s.io/kubernetes";
+/// Every minor that can be built; the first one is taken unless `BACKSTEP_TESTBED_KUBERNETES` names another.
+const KUBERNETES: [Family; 4] = [
+    Family {
+        name: "kubernetes",
+        module: KUBERNETES_MODULE,
+        go_mod: include_str!("../go/kubernetes/go.mod"),
+        go_sum: include_str!("../go/kubernetes/go.sum"),
+    },
+    Family {
+        name: "kubernetes",
+        module: KUBERNETES_MODULE,
+        go_mod: include_str!("../go/kubernetes-1.35/go.mod"),
+        go_sum: include_str!("../go/kubernetes-1.35/go.sum"),
+    },
+    Family {
+        name: "kubernetes",
+        module: KUBERNETES_MODULE,
+        go_mod: include_str!("../go/kubernetes-1.34/go.mod"),
+        go_sum: include_str!("../go/kubernetes-1.34/go.sum"),
+    },
+    Family {
+        name: "kubernetes",
+        module: KUBERNETES_MODULE,
+        go_mod: include_str!("../go/kubernetes-1.33/go.mod"),
+        go_sum: include_str!("../go/kubernetes-1.33/go.sum"),
+    },
+];
 const HELM: Family = Family {
     name: "helm",
     module: "helm.sh/helm/v4",
@@ -50,6 +77,16 @@ impl Family {
             .find_map(|rest| rest.strip_prefix(' ').filter(|rest| rest.starts_with('v')))
             .and_then(|rest| rest.split_whitespace().next())
             .with_context(|| format!("testbed/go/{}/go.mod requires no version of {}", self.name, self.module))
+    }
+
+    /// Whether its version is one of `minor`, such as `1.34`.
+    fn is_minor(&self, minor: &str) -> bool {
+        self.version().is_ok_and(|version| {
+            version
+                .strip_prefix('v')
+                .and_then(|version| version.strip_prefix(minor))
+                .is_some_and(|rest| rest.starts_with('.'))
+        })
     }
 
     /// Without these the programs report themselves as v0.0.0, and clients refuse to work with such a server.
@@ -113,14 +150,16 @@ impl Component {
 
     /// The version that is built, such as `v1.36.3`.
     pub fn version(self) -> Result<&'static str> {
-        self.family().version()
+        self.family()?.version()
     }
 
-    fn family(self) -> &'static Family {
+    fn family(self) -> Result<&'static Family> {
         match self {
-            Self::Etcd => &ETCD,
-            Self::ApiServer | Self::ControllerManager | Self::Scheduler | Self::Kubectl => &KUBERNETES,
-            Self::Helm => &HELM,
+            Self::Etcd => Ok(&ETCD),
+            Self::ApiServer | Self::ControllerManager | Self::Scheduler | Self::Kubectl => {
+                kubernetes(std::env::var(KUBERNETES_VARIABLE).ok().as_deref())
+            }
+            Self::Helm => Ok(&HELM),
         }
     }
 
@@ -128,9 +167,26 @@ impl Component {
         match self {
             Self::Etcd => ETCD.module.to_owned(),
             Self::Helm => format!("{}/cmd/helm", HELM.module),
-            _ => format!("{}/cmd/{}", KUBERNETES.module, self.name()),
+            _ => format!("{KUBERNETES_MODULE}/cmd/{}", self.name()),
         }
     }
+}
+
+/// The Kubernetes of a minor, such as `1.34`; the newest where none is asked for.
+fn kubernetes(minor: Option<&str>) -> Result<&'static Family> {
+    let Some(minor) = minor.filter(|minor| !minor.is_empty()) else {
+        return Ok(&KUBERNETES[0]);
+    };
+    KUBERNETES
+        .iter()
+        .find(|family| family.is_minor(minor))
+        .with_context(|| {
+            let known: Vec<_> = KUBERNETES.iter().filter_map(|family| family.version().ok()).collect();
+            format!(
+                "{KUBERNETES_VARIABLE}={minor} is none of the minors that can be built: {}",
+                known.join(", ")
+            )
+        })
 }
 
 /// A program that `KUBEBUILDER_ASSETS` does not offer; what needs it is to be skipped, saying so.
@@ -197,7 +253,7 @@ pub fn path(component: Component) -> Result<PathBuf> {
 
 /// Where `component` is kept once built.
 fn cached(component: Component) -> Result<PathBuf> {
-    let family = component.family();
+    let family = component.family()?;
     Ok(cache_directory()?
         .join(format!("{}-{}", family.name, family.version()?))
         .join(component.name()))
@@ -234,7 +290,7 @@ pub fn build_all() -> Result<Vec<(Component, Result<PathBuf, Skipped>)>> {
 }
 
 fn build(component: Component, target: &Path) -> Result<()> {
-    let family = component.family();
+    let family = component.family()?;
     let directory = target.parent().context("a cached program has a directory")?;
     fs::create_dir_all(directory).with_context(|| format!("cannot create the cache {}", directory.display()))?;
     let _lock = lock(&directory.with_file_name(format!("{}-{}.lock", family.name, family.version()?)))?;
@@ -242,9 +298,15 @@ fn build(component: Component, target: &Path) -> Result<()> {
         return Ok(());
     }
 
+    // Nobody else builds now, so these are of a build that was killed.
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(BUILD_PREFIX) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
     // Outside of the repository, and so of any go.work above it.
     let source = tempfile::Builder::new()
-        .prefix(&format!("build-{}-", component.name()))
+        .prefix(BUILD_PREFIX)
         .tempdir_in(directory)
         .with_context(|| format!("cannot write into the cache {}", directory.display()))?;
     fs::write(source.path().join("go.mod"), family.go_mod)?;
@@ -398,7 +460,7 @@ mod tests {
     #[test]
     fn every_program_is_a_tool_of_its_go_module() {
         for component in Component::ALL {
-            let go_mod = component.family().go_mod;
+            let go_mod = component.family().unwrap().go_mod;
             assert!(
                 go_mod.contains(&component.package()),
                 "{component:?} is no tool line of its go.mod"
@@ -408,11 +470,24 @@ mod tests {
 
     #[test]
     fn kubernetes_programs_are_linked_with_their_version() {
-        let flags = KUBERNETES.link_flags().unwrap();
+        let flags = kubernetes(None).unwrap().link_flags().unwrap();
         assert!(
             flags.contains("gitVersion=v1.36.3") && flags.contains("gitMinor=36"),
             "{flags}"
         );
+    }
+
+    #[test]
+    fn a_minor_is_chosen_by_its_number_and_an_unknown_one_is_refused() {
+        assert!(
+            kubernetes(Some("1.33"))
+                .unwrap()
+                .version()
+                .unwrap()
+                .starts_with("v1.33.")
+        );
+        let error = kubernetes(Some("1.3")).err().unwrap().to_string();
+        assert!(error.contains("v1.36.3") && error.contains("v1.33."), "{error}");
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! A control plane of real components on loopback, and its life.
 
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
 use tokio::time::Instant;
@@ -15,8 +14,8 @@ use tokio::time::Instant;
 use crate::access::{Access, User};
 use crate::audit::{self, Audit};
 use crate::binaries::{self, Component, Skipped};
-use crate::fake_kubelet;
-use crate::pki::{Authority, signing_keys, write_private};
+use crate::layout::{self, copy_directory, etcd_data, etcd_socket, unix_url};
+use crate::node::Node;
 use crate::process::Process;
 use crate::reaper::Reaper;
 
@@ -32,8 +31,6 @@ const ETCD_PATIENCE: Duration = Duration::from_secs(10);
 const API_SERVER_PATIENCE: Duration = Duration::from_millis(500);
 /// How often another port is tried when somebody else took the one that was free.
 const PORT_TRIES: usize = 5;
-/// The longest path of a Unix socket, in bytes (`sun_path` less its final zero).
-const SOCKET_PATH_LIMIT: usize = 107;
 const LOOK: Duration = Duration::from_millis(25);
 
 /// What a cluster is made of. The default has everything and audits nothing.
@@ -55,7 +52,8 @@ pub struct ClusterOptions {
     pub with_scheduler: bool,
     /// Whether workloads, namespaces, garbage collection and so on are worked on.
     pub with_controller_manager: bool,
-    /// Whether there is a Node, and Pods on it run (see [`crate::fake_kubelet`]).
+    /// Whether there is a Node, Pods on it run (see [`crate::fake_kubelet`]), and claims get volumes (see
+    /// [`crate::fake_storage`]).
     pub with_fake_kubelet: bool,
     /// The data directory of an etcd that is not running, such as [`Cluster::stop_and_keep_etcd`] leaves; it is copied.
     pub etcd_data_from: Option<PathBuf>,
@@ -87,6 +85,18 @@ impl ClusterOptions {
         }
     }
 
+    /// Etcd and the API server alone, which start fastest and are all that `KUBEBUILDER_ASSETS` offers. Nothing
+    /// is worked on then: there is no service account `default`, and the cluster roles `view`, `edit` and `admin` are
+    /// empty, as a controller fills them.
+    pub fn api_server_only(name: impl Into<String>) -> Self {
+        Self {
+            with_scheduler: false,
+            with_controller_manager: false,
+            with_fake_kubelet: false,
+            ..Self::named(name)
+        }
+    }
+
     fn components(&self) -> Vec<Component> {
         let mut components = vec![Component::Etcd, Component::ApiServer];
         components.extend(self.with_controller_manager.then_some(Component::ControllerManager));
@@ -103,7 +113,7 @@ impl ClusterOptions {
 pub struct Cluster {
     access: Access,
     options: ClusterOptions,
-    kubelet: Option<KubeletThread>,
+    node: Option<Node>,
     scheduler: Option<Process>,
     controller_manager: Option<Process>,
     api_server: Option<Process>,
@@ -136,20 +146,16 @@ impl Cluster {
 
         let directory = match &options.directory {
             Some(directory) => std::path::absolute(directory)?,
-            None => fresh_directory(&options.name),
+            None => layout::fresh_directory(&options.name),
         };
-        ensure!(
-            etcd_socket(&directory).as_os_str().len() <= SOCKET_PATH_LIMIT,
-            "the path {} is too long for a Unix socket in it; set TMPDIR to a shorter one",
-            directory.display()
-        );
+        layout::check(&directory)?;
         let reaper = Reaper::start(&directory)?;
-        let authority = Arc::new(prepare(&directory, &options)?);
+        let authority = Arc::new(layout::prepare(&directory, &options)?);
 
         let mut cluster = Self {
             access: Access::create(&directory, String::new(), Arc::clone(&authority))?,
             options,
-            kubelet: None,
+            node: None,
             scheduler: None,
             controller_manager: None,
             api_server: None,
@@ -265,7 +271,7 @@ impl Cluster {
     }
 
     async fn end(&mut self) {
-        self.kubelet = None;
+        self.node = None;
         // They keep nothing, and would wait for each other.
         self.scheduler = None;
         self.controller_manager = None;
@@ -461,9 +467,7 @@ impl Cluster {
         }
         let admin = self.access.admin().await?;
         if self.options.with_fake_kubelet {
-            let node = self.access.client_as(&fake_kubelet::user()).await?;
-            fake_kubelet::register(&node, &admin, Component::ApiServer.version()?).await?;
-            self.kubelet = Some(KubeletThread::start(self.access.clone())?);
+            self.node = Some(Node::start(&self.access, &admin).await?);
         }
         if self.options.with_controller_manager {
             self.accounts_are_made(&admin).await?;
@@ -493,7 +497,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.kubelet = None;
+        self.node = None;
         self.scheduler = None;
         self.controller_manager = None;
         self.api_server = None;
@@ -514,114 +518,7 @@ impl std::fmt::Display for PortTaken {
 
 impl std::error::Error for PortTaken {}
 
-/// The fake kubelet on a thread and a runtime of its own: a cluster that several tests share outlives the runtime of
-/// the test that started it.
-struct KubeletThread {
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl KubeletThread {
-    fn start(access: Access) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let (report, reported) = std::sync::mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("fake-kubelet".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    match access.client_as(&fake_kubelet::user()).await {
-                        Ok(client) => {
-                            let _ = report.send(None);
-                            tokio::select! {
-                                () = fake_kubelet::run(client, access.directory().to_owned()) => {}
-                                _ = stopped => {}
-                            }
-                        }
-                        Err(error) => {
-                            let _ = report.send(Some(error));
-                        }
-                    }
-                });
-            })?;
-        match reported.recv() {
-            Ok(None) => Ok(Self {
-                stop: Some(stop),
-                thread: Some(thread),
-            }),
-            Ok(Some(error)) => Err(error),
-            Err(_) => Err(anyhow!("the fake kubelet's thread ended")),
-        }
-    }
-}
-
-impl Drop for KubeletThread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Writes what the components read at their start.
-fn prepare(directory: &Path, options: &ClusterOptions) -> Result<Authority> {
-    let authority = Authority::create()?;
-    authority.save(directory)?;
-    let server = authority.server()?;
-    write_private(&directory.join("server.crt"), &server.certificate)?;
-    write_private(&directory.join("server.key"), &server.key)?;
-    let (public, private) = signing_keys()?;
-    write_private(&directory.join("accounts.pub"), &public)?;
-    write_private(&directory.join("accounts.key"), &private)?;
-    if let Some(policy) = options.audit.policy() {
-        write_private(&directory.join("audit-policy.json"), &policy.to_string())?;
-    }
-    if let Some(source) = &options.etcd_data_from {
-        copy_directory(source, &etcd_data(directory))?;
-    }
-    Ok(authority)
-}
-
-fn etcd_data(directory: &Path) -> PathBuf {
-    directory.join("etcd")
-}
-
-fn etcd_socket(directory: &Path) -> PathBuf {
-    directory.join("etcd.sock")
-}
-
-fn unix_url(path: &Path) -> String {
-    format!("unix://{}", path.display())
-}
-
-fn fresh_directory(name: &str) -> PathBuf {
-    let word: String = name
-        .chars()
-        .take(24)
-        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
-        .collect();
-    let user = nix::unistd::getuid();
-    std::env::temp_dir().join(format!("backstep-testbed-{user}-{word}-{:08x}", rand::random::<u32>()))
-}
-
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free on 127.0.0.1")?;
     Ok(listener.local_addr()?.port())
-}
-
-/// Copies a directory of plain files and directories to `target`, which must not exist.
-fn copy_directory(source: &Path, target: &Path) -> Result<()> {
-    fs::create_dir(target).with_context(|| format!("cannot make the directory {}", target.display()))?;
-    let entries = fs::read_dir(source).with_context(|| format!("cannot read the directory {}", source.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        let copy = target.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_directory(&entry.path(), &copy)?;
-        } else {
-            fs::copy(entry.path(), &copy).with_context(|| format!("cannot copy {}", entry.path().display()))?;
-        }
-    }
-    Ok(())
 }

@@ -1,5 +1,5 @@
 //! A real Kubernetes for tests and the demo: etcd, API server, controller-manager and scheduler on loopback, and a
-//! stand-in for the kubelet that finishes rollouts without running containers.
+//! stand-ins for the kubelet and for a storage driver that finish rollouts without running containers.
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -21,7 +21,10 @@ mod audit;
 pub mod binaries;
 mod cluster;
 pub mod fake_kubelet;
+pub mod fake_storage;
+mod layout;
 pub mod named;
+mod node;
 mod pki;
 mod process;
 mod reaper;

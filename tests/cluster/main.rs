@@ -2,5 +2,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod figures;
+mod cel;
+mod chart;
 mod snapshots;
 mod support;

@@ -67,7 +67,7 @@ pub(super) async fn step(step: Step, observed: Observed, snapshot: &Arc<Snapshot
                     .find(|other| Some(other.version) == captured.record.parent),
                 Err(_) => None,
             };
-            status::ready(status, snapshot, &captured, parent.as_ref());
+            status::ready(status, snapshot, &captured, parent.as_deref());
             context.metrics.snapshots.get_or_create(&metrics::Outcome { outcome: "ready" }).inc();
             if let Ok(repository) = &observed.repository {
                 super::maintenance::show_usage(context, repository);

@@ -1,9 +1,10 @@
 //! One pass: what waits is read into the repository and committed at once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use futures::future;
+use jiff::Timestamp;
 use tokio::sync::Mutex;
 
 use super::queue::{CaptureFailure, CaptureOutcome, CaptureRequest, Captured};
@@ -19,7 +20,7 @@ use crate::{
         object::FingerprintKey,
         snapshot::{Extras, Selection},
     },
-    repository::{self, BuiltManifest, Entry, KindHeader, LineageKey, ManifestBuilder, ParentHint, SnapshotDraft, SnapshotRecord, Writer},
+    repository::{self, BuiltManifest, Entry, FrameGroup, KindHeader, LineageKey, ManifestBuilder, ParentHint, SnapshotDraft, SnapshotRecord, Writer},
 };
 
 /// How often a pass is made again because the repository was tidied underneath it.
@@ -37,7 +38,7 @@ pub async fn pass(context: &Context, catalog: &Mutex<Catalog>, requests: Vec<Cap
         match attempt(context, catalog, &requests, &mut outcomes).await {
             Ok(()) => break,
             Err(error) => {
-                let redo = matches!(error, PassError::Repository(repository::Error::PackCondemned { .. }));
+                let redo = matches!(&error, PassError::Repository(error) if error.needs_new_capture());
                 last = Some(error.into_failure());
                 if !redo {
                     break;
@@ -95,12 +96,13 @@ fn closed(message: String, corrupt: bool) -> Failure {
 
 /// What a repository's error means for a Snapshot.
 fn store_failure(error: &repository::Error) -> Failure {
-    let (class, reason) = if error.is_corrupt() {
-        (Class::Corrupt, reasons::CORRUPT)
-    } else if error.is_full() {
-        (Class::Waiting, reasons::QUOTA_EXCEEDED)
-    } else {
-        (Class::Transient, reasons::STORE_UNAVAILABLE)
+    let (class, reason) = match error {
+        repository::Error::Corrupt { .. } => (Class::Corrupt, reasons::CORRUPT),
+        repository::Error::QuotaExceeded { .. } => (Class::Invalid, reasons::QUOTA_EXCEEDED),
+        repository::Error::Forbidden { .. } => (Class::Forbidden, reasons::FORBIDDEN),
+        repository::Error::NewerFormat { .. } => (Class::Invalid, reasons::NEWER_FORMAT),
+        error if error.is_transient() => (Class::Transient, reasons::STORE_UNAVAILABLE),
+        _ => (Class::Invalid, reasons::STORE_UNAVAILABLE),
     };
     Failure::new(class, reason, error.to_string())
 }
@@ -124,6 +126,7 @@ async fn attempt(
         return Ok(());
     }
     let started = std::time::Instant::now();
+    let started_at = clock::now();
     let key = fingerprint_key(context, open.iter().map(|i| &requests[*i])).await?;
     let mut targets = Vec::new();
     let mut target_of = Vec::new();
@@ -132,7 +135,7 @@ async fn attempt(
         let capture = request.spec.capture.clone().unwrap_or_default();
         match Selection::compile(&capture) {
             Ok(selection) => {
-                let mut target = Target::new(&request.namespace, selection, key);
+                let mut target = Target::new(&request.namespace, selection, key.clone());
                 // Whoever asked for no volume data need not be told that there is none.
                 target.lists_volume_data = request.spec.volumes.as_ref().is_none_or(|v| v.method != Some(VolumeMethod::Skip));
                 targets.push(target);
@@ -151,7 +154,7 @@ async fn attempt(
     let mut builders = Vec::new();
     for index in &target_of {
         let previous = newest(&repository, &lineage_key(&requests[*index]));
-        builders.push(Mutex::new(writer.manifest(previous.as_ref()).await?));
+        builders.push(Mutex::new(writer.manifest(previous.as_deref()).await?));
     }
     let sink = RepositorySink { writer: &writer, builders };
     let pass = Pass {
@@ -169,9 +172,10 @@ async fn attempt(
             Err(failure) => outcomes[*index] = Some(Err(to_failure(failure))),
             Ok(captured) => {
                 let request = &requests[*index];
+                let namespace_uid = captured.namespace_uid.clone();
                 let extras = extras(request, captured);
                 let built = finish(builder.into_inner(), &extras).await?;
-                drafts.push(draft(request, built));
+                drafts.push(draft(request, namespace_uid, started_at, built));
                 committed.push((*index, extras));
             }
         }
@@ -191,7 +195,8 @@ async fn finish(mut builder: ManifestBuilder, extras: &Extras) -> Result<BuiltMa
     let json = serde_json::to_value(extras).map_err(|e| {
         Failure::new(Class::Invalid, reasons::CAPTURE_INCOMPLETE, format!("the manifest cannot be written: {e}"))
     })?;
-    builder.set_extras(json, &extras.digest_bytes());
+    builder.set_extras(json);
+    builder.set_digest_extra(&extras.digest_bytes());
     Ok(builder.finish().await?)
 }
 
@@ -204,20 +209,23 @@ fn extras(request: &CaptureRequest, captured: capture::Captured) -> Extras {
         components.push(ComponentCount { name: crate::api::snapshot::Component::Images, items });
         components.sort_by_key(|c| c.name);
     }
-    Extras { capture: request.spec.capture.clone(), components, skipped: captured.skipped, images }
+    Extras {
+        retain: request.spec.deletion_policy == Some(DeletionPolicy::Retain),
+        capture: request.spec.capture.clone(),
+        components, skipped: captured.skipped, images }
 }
 
-fn draft(request: &CaptureRequest, manifest: BuiltManifest) -> SnapshotDraft {
+fn draft(request: &CaptureRequest, namespace_uid: String, started_at: Timestamp, manifest: BuiltManifest) -> SnapshotDraft {
     SnapshotDraft {
         uid: request.uid.clone(),
         namespace: request.namespace.clone(),
+        namespace_uid,
         name: request.name.clone(),
         lineage: lineage(request).to_owned(),
         manifest,
-        created_at: clock::now(),
+        created_at: started_at,
         author: request.spec.requested_by.as_ref().and_then(|by| by.username.clone()),
         safety: false,
-        retain: request.spec.deletion_policy == Some(DeletionPolicy::Retain),
         tags: request.spec.tags.clone(),
         parent: ParentHint::Head,
     }
@@ -228,10 +236,10 @@ fn lineage(request: &CaptureRequest) -> &str {
 }
 
 fn lineage_key(request: &CaptureRequest) -> LineageKey {
-    LineageKey { namespace: request.namespace.clone(), lineage: lineage(request).to_owned() }
+    LineageKey::new(&request.namespace, lineage(request))
 }
 
-fn newest(repository: &repository::Repository, key: &LineageKey) -> Option<SnapshotRecord> {
+fn newest(repository: &repository::Repository, key: &LineageKey) -> Option<Arc<SnapshotRecord>> {
     repository.snapshots(Some(key)).pop()
 }
 
@@ -239,7 +247,7 @@ fn newest(repository: &repository::Repository, key: &LineageKey) -> Option<Snaps
 pub async fn recall(repository: &repository::Repository, uid: &str) -> CaptureOutcome {
     let read = async {
         let reader = repository.manifest(uid).await?;
-        let record = reader.record().clone();
+        let record = Arc::new(reader.record().clone());
         let extras = reader.extras().await?;
         Ok::<_, repository::Error>((record, extras))
     };
@@ -280,13 +288,14 @@ impl Sink for RepositorySink<'_> {
             component: format!("{:?}", kind.component),
             namespaced: true,
         };
-        let group = header.frame_group();
+        let content_group = FrameGroup::content(&header.group, &header.kind);
+        let beside_group = FrameGroup::beside(&header.group, &header.kind);
         let mut entries: HashMap<usize, Vec<Entry>> = HashMap::new();
         for observed in objects {
             let object = observed.object;
-            let (content, _) = self.writer.put(&group, &object.content).await.map_err(|e| store_failure(&e))?;
+            let (content, _) = self.writer.put(content_group, &object.content).await.map_err(|e| store_failure(&e))?;
             let beside = match &object.beside {
-                Some(bytes) => Some(self.writer.put(&group, bytes).await.map_err(|e| store_failure(&e))?.0),
+                Some(bytes) => Some(self.writer.put(beside_group, bytes).await.map_err(|e| store_failure(&e))?.0),
                 None => None,
             };
             entries.entry(observed.target).or_default().push(Entry {
@@ -295,7 +304,7 @@ impl Sink for RepositorySink<'_> {
                 beside,
                 uid: object.uid,
                 resource_version: object.resource_version,
-                logical_bytes: u64::try_from(object.content.len()).unwrap_or(u64::MAX),
+                size: u32::try_from(object.content.len()).unwrap_or(u32::MAX),
             });
         }
         let adds = entries.into_iter().map(|(target, entries)| {

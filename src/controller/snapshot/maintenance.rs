@@ -63,10 +63,6 @@ async fn tidy(context: &Context, repository: &Repository, missing_since: &mut Ha
         Ok(freed) => tracing::info!(freed, "contents of Snapshots that are gone are let go"),
         Err(error) => tracing::warn!(error, "contents of Snapshots that are gone cannot be let go"),
     }
-    match repository.maintain().await {
-        Ok(report) => tracing::debug!(?report, "the repository is tidy"),
-        Err(error) => tracing::warn!(%error, "the repository cannot be tidied"),
-    }
     show_usage(context, repository);
 }
 
@@ -88,25 +84,29 @@ async fn sweep(
     // What is committed after the list was made must not look missing.
     let stored = repository.snapshots(None);
     let alive = live_uids(context).await.map_err(|e| e.to_string())?;
-    let missing: HashSet<&str> = stored
-        .iter()
-        .filter(|record| !record.retain && !alive.contains(&record.uid))
-        .map(|record| record.uid.as_str())
-        .collect();
+    let missing: HashSet<&str> =
+        stored.iter().filter(|record| !alive.contains(&record.uid)).map(|record| record.uid.as_str()).collect();
     missing_since.retain(|uid, _| missing.contains(uid.as_str()));
     let now = Instant::now();
-    let gone: Vec<String> = missing
-        .iter()
-        .filter(|uid| {
-            let since = *missing_since.entry((**uid).to_owned()).or_insert(now);
-            now.duration_since(since) >= context.options.vanished_grace
-        })
-        .map(|uid| (*uid).to_owned())
-        .collect();
+    let mut gone = Vec::new();
+    for uid in missing {
+        let since = *missing_since.entry(uid.to_owned()).or_insert(now);
+        if now.duration_since(since) >= context.options.vanished_grace && !is_retained(repository, uid).await? {
+            gone.push(uid.to_owned());
+        }
+    }
     if !gone.is_empty() {
         repository.delete(&gone).await.map_err(|e| e.to_string())?;
     }
     Ok(gone.len())
+}
+
+/// Whether the contents outlive their Snapshot.
+async fn is_retained(repository: &Repository, uid: &str) -> Result<bool, String> {
+    match super::capture::recall(repository, uid).await {
+        Ok(captured) => Ok(captured.extras.retain),
+        Err(failure) => Err(failure.message),
+    }
 }
 
 async fn live_uids(context: &Context) -> cluster::Result<HashSet<String>> {

@@ -44,7 +44,7 @@ pub struct CaptureRequest {
 #[derive(Clone, Debug)]
 pub struct Captured {
     /// As the repository keeps it.
-    pub record: SnapshotRecord,
+    pub record: Arc<SnapshotRecord>,
     /// Images, skips and counts.
     pub extras: Extras,
 }

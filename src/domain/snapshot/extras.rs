@@ -17,6 +17,9 @@ pub struct Extras {
     /// Everything that was left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<SkipCount>,
+    /// The contents outlive the Snapshot (`deletionPolicy: Retain`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retain: bool,
     /// Every image, by workload and container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ImageStatus>,

@@ -21,8 +21,8 @@ pub struct ImageResolver {
     pods: HashMap<String, Vec<PodRecord>>,
     /// By the UID of the Deployment: revision and UID.
     replica_sets: HashMap<String, Vec<(u64, String)>>,
-    /// By the UID of the `CronJob`.
-    jobs: HashMap<String, Vec<String>>,
+    /// By the UID of the `CronJob`: creation time and UID of its newest Job; older ones ran what the template said before.
+    jobs: HashMap<String, (String, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -98,7 +98,10 @@ impl ImageResolver {
             }
             ("batch", "Job") => {
                 if let Some(owner) = owner {
-                    self.jobs.entry(owner.to_owned()).or_default().push(uid.to_owned());
+                    let created = metadata["creationTimestamp"].as_str().unwrap_or_default();
+                    let job = (created.to_owned(), uid.to_owned());
+                    let newest = self.jobs.entry(owner.to_owned()).or_default();
+                    *newest = job.max(std::mem::take(newest));
                 }
             }
             _ => {}
@@ -158,7 +161,11 @@ impl ImageResolver {
                 .filter(|(name, _)| name == container)
                 .map(|(_, id)| id.as_str())
                 .collect();
-            let (digest, reason) = digest_of(&ids);
+            let (digest, reason) = match (digest_of(&ids), image.split_once('@')) {
+                // A reference by digest says itself what runs, whatever id a runtime made of it.
+                ((_, Some(_)), Some((_, named))) => (Some(named.to_owned()), None),
+                (reported, _) => reported,
+            };
             ImageStatus {
                 workload: workload.display.clone(),
                 container: container.clone(),
@@ -185,36 +192,37 @@ impl ImageResolver {
                     .flat_map(|(_, uid)| of(uid))
                     .collect()
             }
-            Kind::CronJob => self
-                .jobs
-                .get(&workload.uid)
-                .into_iter()
-                .flatten()
-                .flat_map(|uid| of(uid))
-                .collect(),
+            Kind::CronJob => {
+                let newest = self.jobs.get(&workload.uid).map(|(_, uid)| uid);
+                newest.into_iter().flat_map(|uid| of(uid)).collect()
+            }
         }
     }
 }
 
 /// The digest behind image ids as runtimes report them: `repo@sha256:…`, `docker-pullable://repo@sha256:…` or a bare `sha256:…`.
 fn digest_of(ids: &BTreeSet<&str>) -> (Option<String>, Option<&'static str>) {
-    let digests: BTreeSet<(&str, bool)> = ids
-        .iter()
-        .filter_map(|id| match id.rsplit_once('@') {
-            Some((_, digest)) if digest.starts_with("sha256:") => Some((digest, true)),
-            _ => id
-                .rsplit_once("://")
-                .map_or(Some(*id), |(_, bare)| Some(bare))
-                .filter(|d| d.starts_with("sha256:"))
-                .map(|d| (d, false)),
-        })
-        .collect();
+    let mut pullable = false;
+    let mut digests = BTreeSet::new();
+    for id in ids {
+        let (named, digest) = match id.rsplit_once('@') {
+            Some((_, digest)) => (true, digest),
+            None => (false, id.rsplit_once("://").map_or(*id, |(_, bare)| bare)),
+        };
+        if digest.starts_with("sha256:") {
+            // Two runtimes may write one digest in two ways: one that can be pulled is enough.
+            pullable |= named;
+            digests.insert(digest);
+        }
+    }
     let mut digests = digests.into_iter();
     match (digests.next(), digests.next()) {
         (None, _) => (None, Some(reasons::NO_RUNNING_POD)),
-        (Some((digest, true)), None) => (Some(digest.to_owned()), None),
-        (Some((digest, false)), None) => (Some(digest.to_owned()), Some(reasons::NOT_PULLABLE_DIGEST)),
         (Some(_), Some(_)) => (None, Some(reasons::MIXED_DIGESTS)),
+        (Some(digest), None) => (
+            Some(digest.to_owned()),
+            (!pullable).then_some(reasons::NOT_PULLABLE_DIGEST),
+        ),
     }
 }
 
@@ -278,6 +286,41 @@ mod tests {
         );
         images.observe(&info("", "Pod"), &pod("p2", "new", &json!({}), "r/web@sha256:dd"));
         assert_eq!(images.resolve()[0].reason.as_deref(), Some(reasons::MIXED_DIGESTS));
+    }
+
+    #[test]
+    fn a_cron_job_goes_by_its_newest_job() {
+        let mut images = ImageResolver::default();
+        for (uid, day) in [("j2", "02"), ("j1", "01")] {
+            let job = json!({"metadata": {"uid": uid, "creationTimestamp": format!("2026-01-{day}T00:00:00Z"),
+                "ownerReferences": [{"uid": "c", "controller": true}]}});
+            images.observe(&info("batch", "Job"), &job);
+            images.observe(
+                &info("", "Pod"),
+                &pod(uid, uid, &json!({}), &format!("r/n@sha256:{uid}")),
+            );
+        }
+        let spec = json!({"jobTemplate": {"spec": {"template": {"spec": {"containers": [{"name": "app", "image": "r/n:1"}]}}}}});
+        images.workload(
+            &info("batch", "CronJob"),
+            &json!({"metadata": {"name": "n", "uid": "c"}, "spec": spec}),
+        );
+        assert_eq!(images.resolve()[0].digest.as_deref(), Some("sha256:j2"));
+    }
+
+    #[test]
+    fn a_reference_by_digest_needs_no_pod_and_one_digest_in_two_spellings_is_not_mixed() {
+        let mut images = ImageResolver::default();
+        let pinned = json!({"metadata": {"name": "p", "uid": "p"}, "spec": {"containers": [{"name": "app", "image": "r/p:1@sha256:aa"}]}});
+        images.workload(&info("", "Pod"), &pinned);
+        assert_eq!(
+            (images.resolve()[0].digest.as_deref(), &images.resolve()[0].reason),
+            (Some("sha256:aa"), &None)
+        );
+        assert_eq!(
+            digest_of(&BTreeSet::from(["sha256:aa", "r/p@sha256:aa"])),
+            (Some("sha256:aa".to_owned()), None)
+        );
     }
 
     #[test]

@@ -380,7 +380,37 @@ mod tests {
         assert!(matches!(Selection::compile(&broken), Err(SelectionError::NoValues(..))));
     }
 
+    fn filters() -> impl Strategy<Value = Value> {
+        let filter = (prop::sample::select(vec!["ConfigMap", "Secret"]), "[ab*?]{1,3}");
+        let filters = prop::collection::vec(filter, 0..3);
+        filters.prop_map(|list| {
+            list.into_iter()
+                .map(|(kind, name)| json!({"kinds": [kind], "names": [name]}))
+                .collect()
+        })
+    }
+
     proptest! {
+        #[test]
+        fn a_reference_only_adds_and_exclude_only_takes_away(
+            include in filters(), exclude in filters(), label in prop::option::of("[xy]"), name in "[ab]{1,3}", secret: bool,
+        ) {
+            let kind = if secret { "Secret" } else { "ConfigMap" };
+            let selector = label.map(|label| json!({"matchLabels": {"app": label}}));
+            let object = json!({"metadata": {"name": name, "labels": {"app": "x"}}});
+            let mut named = References::default();
+            named.collect(&KindInfo::new("", "v1", "Pod"), &json!({"spec": {"volumes": [
+                {"configMap": {"name": name}}, {"secret": {"secretName": name}}]}}));
+            let none = References::default();
+            let captured = |exclude: &Value, references: &References| {
+                let selection = compile(json!({"selector": selector, "include": include, "exclude": exclude}));
+                look(&selection, "", kind, &object, references) == ObjectVerdict::Capture
+            };
+            prop_assert!(captured(&exclude, &named) || !captured(&exclude, &none));
+            prop_assert!(captured(&json!([]), &none) || !captured(&exclude, &none));
+            prop_assert!(captured(&json!([]), &named));
+        }
+
         #[test]
         fn a_glob_without_wildcards_matches_only_itself(name in "[a-z0-9.-]{0,20}", other in "[a-z0-9.-]{0,20}") {
             prop_assert!(matches_glob(&name, &name));

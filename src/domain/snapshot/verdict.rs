@@ -104,7 +104,11 @@ pub(super) fn never(info: &KindInfo, object: &Value) -> Option<&'static str> {
     let cluster_managed = match (info.group.as_str(), info.kind.as_str()) {
         ("", "ConfigMap") => name == "kube-root-ca.crt",
         ("", "ServiceAccount") => name == "default",
-        ("", "Secret") => object["type"] == "kubernetes.io/service-account-token",
+        // Tokens that the control plane issued: one that expired or was revoked must not come back.
+        ("", "Secret") => matches!(
+            object["type"].as_str(),
+            Some("kubernetes.io/service-account-token" | "bootstrap.kubernetes.io/token")
+        ),
         // The API server's own Service and slices.
         ("", "Service") => name == "kubernetes" && label("provider") == Some("kubernetes"),
         ("discovery.k8s.io", "EndpointSlice") => {

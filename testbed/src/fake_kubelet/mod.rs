@@ -71,7 +71,7 @@ struct Kubelet {
 }
 
 /// Registers the Node as Ready. `admin` lifts the taint that every new Node starts with.
-pub(crate) async fn register(client: &Client, admin: &Client, version: &str) -> Result<()> {
+pub(crate) async fn register(client: &Client, admin: &Client) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let node: Node = serde_json::from_value(json!({
         "apiVersion": "v1",
@@ -94,7 +94,8 @@ pub(crate) async fn register(client: &Client, admin: &Client, version: &str) -> 
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    let status = status::node_status(version, Timestamp::now());
+    let version = client.apiserver_version().await?.git_version;
+    let status = status::node_status(&version, Timestamp::now());
     nodes
         .patch_status(NODE, &patching, &Patch::Strategic(json!({"status": status})))
         .await

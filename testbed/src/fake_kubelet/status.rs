@@ -327,3 +327,92 @@ pub(super) fn node_status(version: &str, now: Timestamp) -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: &str = "2026-01-01T12:00:00Z";
+
+    fn pod(annotations: &Value, spec: &Value) -> Pod {
+        let mut spec = spec.clone();
+        spec["containers"] = json!([{"name": "main", "image": "registry.example/web:1"}]);
+        serde_json::from_value(json!({"metadata": {"name": "web", "annotations": annotations}, "spec": spec})).unwrap()
+    }
+
+    /// The pod with the status that follows `seconds` after noon, and whether there was a new one.
+    fn later(mut pod: Pod, seconds: i64) -> (Pod, Next) {
+        let now: Timestamp = NOON.parse().unwrap();
+        let now = now + SignedDuration::from_secs(seconds);
+        let next = next(&pod, now, &BTreeMap::new(), || "10.244.0.9".to_owned());
+        if let Some(status) = &next.status {
+            pod.status = Some(status.clone());
+        }
+        (pod, next)
+    }
+
+    fn phase(pod: &Pod) -> &str {
+        pod.status.as_ref().unwrap().phase.as_deref().unwrap()
+    }
+
+    fn is(pod: &Pod, kind: &str) -> bool {
+        let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
+        conditions
+            .iter()
+            .any(|condition| condition.type_ == kind && condition.status == "True")
+    }
+
+    #[test]
+    fn a_running_pod_has_nothing_more_to_report() {
+        let (pod, _) = later(pod(&json!({}), &json!({})), 0);
+        assert!(phase(&pod) == "Running" && is(&pod, "Ready"));
+        let (_, next) = later(pod, 60);
+        assert!(next.status.is_none() && next.look_again.is_none());
+    }
+
+    #[test]
+    fn a_pod_that_does_not_restart_runs_and_then_succeeds_for_good() {
+        let (pod, _) = later(pod(&json!({}), &json!({"restartPolicy": "Never"})), 0);
+        assert_eq!(phase(&pod), "Running");
+        let (pod, _) = later(pod, 1);
+        assert_eq!(phase(&pod), "Succeeded");
+        assert!(later(pod, 2).1.status.is_none());
+    }
+
+    #[test]
+    fn a_pod_that_is_ready_later_is_looked_at_again_in_time() {
+        let (pod, next) = later(pod(&json!({READY_AFTER: "2"}), &json!({})), 0);
+        assert_eq!(next.look_again, Some(Duration::from_secs(2)));
+        assert!(!is(&pod, "Ready"));
+        assert!(is(&later(pod, 2).0, "Ready"));
+    }
+
+    #[test]
+    fn a_readiness_gate_holds_the_pod_back_until_its_condition_is_true() {
+        let gated = pod(
+            &json!({}),
+            &json!({"readinessGates": [{"conditionType": "example.com/gate"}]}),
+        );
+        let (mut pod, _) = later(gated, 0);
+        assert!(!is(&pod, "Ready") && is(&pod, "ContainersReady"));
+        let gate = PodCondition {
+            type_: "example.com/gate".into(),
+            status: "True".into(),
+            ..PodCondition::default()
+        };
+        pod.status.as_mut().unwrap().conditions.as_mut().unwrap().push(gate);
+        assert!(is(&later(pod, 1).0, "Ready"));
+    }
+
+    #[test]
+    fn a_crashing_pod_is_steady_and_recovers() {
+        let (mut pod, _) = later(pod(&json!({FAIL: "CrashLoopBackOff"}), &json!({})), 0);
+        assert!(!is(&pod, "Ready"));
+        assert!(
+            later(pod.clone(), 5).1.status.is_none(),
+            "the same failure is reported once"
+        );
+        pod.metadata.annotations = None;
+        assert!(is(&later(pod, 6).0, "Ready"));
+    }
+}

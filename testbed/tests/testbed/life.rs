@@ -34,10 +34,7 @@ async fn two_clusters_at_once_know_nothing_of_each_other() {
 async fn requests_are_counted_and_audited_and_the_data_survive_restarts() {
     let options = ClusterOptions {
         audit: Audit::RequestResponse,
-        with_scheduler: false,
-        with_fake_kubelet: false,
-        with_controller_manager: false,
-        ..ClusterOptions::named("audit")
+        ..ClusterOptions::api_server_only("audit")
     };
     let Some(mut cluster) = started(options).await else {
         return;
@@ -87,7 +84,7 @@ async fn requests_are_counted_and_audited_and_the_data_survive_restarts() {
     cluster.stop_and_keep_etcd(&data).await.unwrap();
     let options = ClusterOptions {
         etcd_data_from: Some(data),
-        ..ClusterOptions::named("again")
+        ..ClusterOptions::api_server_only("again")
     };
     let again = Cluster::start(options).await.unwrap();
     let maps: Api<ConfigMap> = Api::namespaced(again.admin().await.unwrap(), "default");
@@ -100,7 +97,7 @@ async fn a_start_that_fails_shows_the_log_and_leaves_nothing() {
     let options = ClusterOptions {
         directory: Some(directory.clone()),
         api_server_args: vec!["--no-such-flag".to_owned()],
-        ..ClusterOptions::default()
+        ..ClusterOptions::api_server_only("refused")
     };
     match Cluster::start(options).await {
         Err(error) if error.is::<testbed::Skipped>() => eprintln!("{error}"),

@@ -1,13 +1,13 @@
 //! What the stand-in for the kubelet makes of workloads.
 
 use anyhow::{Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use testbed::{Cluster, User, fake_kubelet, wait_until};
 
-use crate::support::{DEADLINE, cluster};
+use crate::support::{DEADLINE, apply, cluster};
 
 const WORKLOADS: &str = include_str!("workloads.yaml");
 const NEW_DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -47,12 +47,7 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
     let Some(cluster) = cluster("workloads").await else {
         return;
     };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     until(&cluster, "deployment/web", |seen| {
         seen["status"]["availableReplicas"] == 3
     })
@@ -61,6 +56,9 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
         seen["status"]["readyReplicas"] == 2
     })
     .await;
+    for claim in ["pvc/now-data-1", "pvc/late-data-1"] {
+        until(&cluster, claim, |seen| seen["status"]["phase"] == "Bound").await;
+    }
     until(&cluster, "daemonset/agent", |seen| seen["status"]["numberReady"] == 1).await;
     until(&cluster, "job/migrate", |seen| seen["status"]["succeeded"] == 1).await;
     until(&cluster, "job/broken", |seen| seen["status"]["failed"] == 1).await;
@@ -75,24 +73,34 @@ async fn workloads_of_every_kind_finish_their_rollouts() {
     .await;
     assert_eq!(pull["status"]["phase"], "Pending");
 
-    let namespace = ["delete", "namespace", "shop", "--timeout=60s"];
+    let delete = [
+        "delete",
+        "--namespace",
+        "shop",
+        "statefulset,pvc",
+        "--all",
+        "--timeout=60s",
+    ];
     cluster
-        .kubectl(&User::admin(), &namespace, None)
+        .kubectl(&User::admin(), &delete, None)
         .await
         .unwrap()
         .success()
         .unwrap();
+    let volumes: Api<PersistentVolume> = Api::all(cluster.admin().await.unwrap());
+    wait_until(DEADLINE, "the volumes to go with their claims", async || {
+        let left = volumes.list(&ListParams::default()).await?.items;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok::<_, anyhow::Error>(Some(()))
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
 async fn pods_report_digests_and_a_moved_tag_reaches_only_new_pods() {
     let Some(cluster) = cluster("tags").await else { return };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     until(&cluster, "deployment/web", |seen| {
         seen["status"]["availableReplicas"] == 3
     })
@@ -138,12 +146,7 @@ async fn pods_report_digests_and_a_moved_tag_reaches_only_new_pods() {
 #[tokio::test]
 async fn a_running_pod_fails_and_recovers_with_its_annotation() {
     let Some(cluster) = cluster("faults").await else { return };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     until(&cluster, "deployment/web", |seen| {
         seen["status"]["availableReplicas"] == 3
     })
@@ -166,12 +169,7 @@ async fn a_running_pod_fails_and_recovers_with_its_annotation() {
 #[tokio::test]
 async fn readiness_comes_late_where_it_is_asked_to() {
     let Some(cluster) = cluster("late").await else { return };
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(WORKLOADS))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, WORKLOADS).await;
     let late = until(&cluster, "pod/late", |seen| {
         let conditions = seen["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions

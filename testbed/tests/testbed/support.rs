@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use testbed::{Cluster, ClusterOptions};
+use testbed::{Cluster, ClusterOptions, User};
 
 /// How long anything may take on a loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -17,6 +17,14 @@ pub async fn cluster(name: &str) -> Option<Cluster> {
 /// As [`cluster`], with options.
 pub async fn started(options: ClusterOptions) -> Option<Cluster> {
     Cluster::start_or_skip(options).await.unwrap()
+}
+
+/// Applies `manifests` as admin.
+pub async fn apply(cluster: &Cluster, manifests: &str) {
+    let applied = cluster
+        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(manifests))
+        .await;
+    applied.unwrap().success().unwrap();
 }
 
 /// The living processes whose command line names `directory`.

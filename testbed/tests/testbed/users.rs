@@ -7,7 +7,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Client, Error};
 use testbed::{ClusterOptions, User};
 
-use crate::support::started;
+use crate::support::{apply, started};
 
 async fn identity(client: Client) -> (String, Vec<String>) {
     let reviews: Api<SelfSubjectReview> = Api::all(client);
@@ -28,24 +28,29 @@ async fn may_list_pods(client: Client) -> bool {
     }
 }
 
+const ROBOT: &str = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot, namespace: default}}";
+
 const GRANT: &str = r"
 apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: reader, namespace: default}
+rules:
+- {apiGroups: [''], resources: [pods], verbs: [list]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
-metadata: {name: viewers, namespace: default}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
+metadata: {name: readers, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: reader}
 subjects:
 - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: readers}
-- {kind: ServiceAccount, name: default, namespace: default}
+- {kind: ServiceAccount, name: robot, namespace: default}
 ";
 
 #[tokio::test]
 async fn users_are_distinct_and_have_only_the_rights_that_rbac_gives() {
-    let options = ClusterOptions {
-        with_fake_kubelet: false,
-        with_scheduler: false,
-        ..ClusterOptions::named("users")
+    let Some(cluster) = started(ClusterOptions::api_server_only("users")).await else {
+        return;
     };
-    let Some(cluster) = started(options).await else { return };
     let alice = User::new("alice", ["shop-team", "readers", "on call, \"today\""]);
     let mallory = User::new("mallory", Vec::<String>::new());
     let (name, groups) = identity(cluster.client_as(&alice).await.unwrap()).await;
@@ -59,21 +64,14 @@ async fn users_are_distinct_and_have_only_the_rights_that_rbac_gives() {
         (name.as_str(), groups),
         ("mallory", vec!["system:authenticated".to_owned()])
     );
-    let account = cluster.service_account_client("default", "default").await.unwrap();
-    assert_eq!(
-        identity(account.clone()).await.0,
-        "system:serviceaccount:default:default"
-    );
+    apply(&cluster, ROBOT).await;
+    let account = cluster.service_account_client("default", "robot").await.unwrap();
+    assert_eq!(identity(account.clone()).await.0, "system:serviceaccount:default:robot");
 
     for client in [cluster.client_as(&alice).await.unwrap(), account.clone()] {
         assert!(!may_list_pods(client).await, "the test bed gives no rights");
     }
-    cluster
-        .kubectl(&User::admin(), &["apply", "-f", "-"], Some(GRANT))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
+    apply(&cluster, GRANT).await;
     for client in [cluster.client_as(&alice).await.unwrap(), account] {
         testbed::wait_until(crate::support::DEADLINE, "the granted right", async || {
             Ok::<_, String>(may_list_pods(client.clone()).await.then_some(()))
@@ -93,12 +91,9 @@ async fn users_are_distinct_and_have_only_the_rights_that_rbac_gives() {
 #[tokio::test]
 async fn tools_act_as_their_user_and_kubeconfigs_are_the_owners_alone() {
     use std::os::unix::fs::PermissionsExt as _;
-    let options = ClusterOptions {
-        with_fake_kubelet: false,
-        with_scheduler: false,
-        ..ClusterOptions::named("tools")
+    let Some(cluster) = started(ClusterOptions::api_server_only("tools")).await else {
+        return;
     };
-    let Some(cluster) = started(options).await else { return };
     let alice = User::new("alice", ["shop-team"]);
     let who = cluster
         .kubectl(&alice, &["auth", "whoami", "-o", "json"], None)
