@@ -9,3 +9,16 @@ pub mod domain;
 #[cfg(feature = "client")]
 #[allow(missing_docs)]
 pub mod repository;
+
+#[cfg(feature = "client")]
+#[allow(missing_docs)]
+pub mod cluster;
+
+#[cfg(feature = "operator")]
+#[allow(missing_docs)]
+pub mod config;
+#[cfg(feature = "operator")]
+#[allow(missing_docs)]
+pub mod telemetry;
+#[cfg(all(feature = "operator", feature = "cli"))]
+pub mod generate;

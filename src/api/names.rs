@@ -8,8 +8,6 @@ pub const VERSION: &str = "v1alpha1";
 pub const CATEGORY: &str = "backstep";
 /// Field manager of every write that is Backstep's own.
 pub const FIELD_MANAGER: &str = "backstep";
-/// Holds a Snapshot until its contents are released.
-pub const SNAPSHOT_FINALIZER: &str = "backstep.dev/contents";
 /// Label: `"true"` keeps a snapshot for ever.
 pub const PINNED_LABEL: &str = "backstep.dev/pinned";
 /// Prefix of tag labels: `tag.backstep.dev/<name>`.

@@ -1,0 +1,70 @@
+//! Reasons of conditions and events, each once. `CamelCase`, stable: people and alerts match on them.
+
+/// Not yet picked up.
+pub const PENDING: &str = "Pending";
+/// Waits behind another one of the same namespace; the message names it.
+pub const QUEUED: &str = "Queued";
+/// Objects are being read.
+pub const CAPTURING: &str = "Capturing";
+/// Complete and readable.
+pub const CAPTURED: &str = "Captured";
+/// Contents were read back and their digests are right.
+pub const DIGESTS_MATCH: &str = "DigestsMatch";
+/// The feature comes with a later release; nothing is done.
+pub const NOT_AVAILABLE: &str = "NotAvailable";
+/// Filters that match nothing.
+pub const NOTHING_MATCHED: &str = "NothingMatched";
+/// A kind could not be listed; the message names it. Exclude it to go on without it.
+pub const CAPTURE_INCOMPLETE: &str = "CaptureIncomplete";
+/// The spec cannot work; the message says what to change.
+pub const INVALID_SPEC: &str = "InvalidSpec";
+/// A Snapshot in the operator's own namespace.
+pub const OPERATOR_NAMESPACE: &str = "OperatorNamespace";
+/// The namespace is being deleted.
+pub const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
+/// A right is missing; the message names verb, resource and subject.
+pub const FORBIDDEN: &str = "Forbidden";
+/// The store is full; the message says how much it holds and may hold.
+pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+/// The store does not answer; tried again.
+pub const STORE_UNAVAILABLE: &str = "StoreUnavailable";
+/// The API server does not answer, or answers with errors; tried again.
+pub const API_UNAVAILABLE: &str = "ApiUnavailable";
+/// Contents are missing or their digest is wrong; nothing is restored from them.
+pub const CORRUPT: &str = "Corrupt";
+/// Contents were written by a newer release; upgrade the operator.
+pub const NEWER_FORMAT: &str = "NewerFormat";
+/// Took longer than allowed; the message says what was waited for.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+/// The operator stopped in the middle; the capture begins again.
+pub const INTERRUPTED: &str = "Interrupted";
+/// `spec.ttl` is over; contents are freed.
+pub const EXPIRED: &str = "Expired";
+/// `spec.ttl` is over, but the snapshot is pinned, referenced, or the last good one of its lineage.
+pub const RETAINED: &str = "Retained";
+/// The guard is missing, changed, or not settled; the message says until when.
+pub const GUARD_UNHEALTHY: &str = "GuardUnhealthy";
+
+/// Skipped: another object controls it and brings it back.
+pub const CONTROLLED: &str = "Controlled";
+/// Skipped: made by the cluster for every namespace.
+pub const CLUSTER_MANAGED: &str = "ClusterManaged";
+/// Skipped: Backstep's own.
+pub const OWN_OBJECT: &str = "OwnObject";
+/// Skipped: matches `exclude`.
+pub const EXCLUDED: &str = "Excluded";
+/// Skipped: does not match `selector` or `include`.
+pub const NOT_SELECTED: &str = "NotSelected";
+/// Skipped: its component is not captured.
+pub const COMPONENT_NOT_CAPTURED: &str = "ComponentNotCaptured";
+/// Skipped: the claim is captured, its data is not.
+pub const VOLUME_DATA_NOT_CAPTURED: &str = "VolumeDataNotCaptured";
+/// An image has no digest: no Pod of the workload has reported one.
+pub const NO_RUNNING_POD: &str = "NoRunningPod";
+/// An image id is no `repo@sha256:…`: it can be compared, never pinned.
+pub const NOT_PULLABLE_DIGEST: &str = "NotPullableDigest";
+
+/// Approval: no policy matches; the request waits until its time is over.
+pub const NO_MATCHING_POLICY: &str = "NoMatchingPolicy";
+/// Policy: it can never be met.
+pub const UNSATISFIABLE: &str = "Unsatisfiable";

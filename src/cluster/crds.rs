@@ -1,0 +1,115 @@
+//! What custom resources are stored as, and which of their lists are keyed. Kept between captures; a CRD is read again only when it changed.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kube::Client;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    call,
+    error::{Error, Result},
+    list::{Collection, Pager},
+};
+use crate::domain::object::shape::ListShape;
+
+/// One custom resource.
+#[derive(Clone, Debug)]
+pub struct CustomResource {
+    resource_version: String,
+    /// The version that objects are stored in, where it is served.
+    pub storage_version: Option<String>,
+    /// Keyed lists of the storage version's schema.
+    pub shape: Arc<ListShape>,
+}
+
+/// Custom resources by `<plural>.<group>`.
+#[derive(Debug, Default)]
+pub struct CrdCatalog {
+    by_name: HashMap<String, CustomResource>,
+}
+
+#[derive(Deserialize)]
+struct MetadataOnly {
+    metadata: NameAndVersion,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NameAndVersion {
+    name: String,
+    #[serde(default)]
+    resource_version: String,
+}
+
+impl CrdCatalog {
+    /// Reads what changed since the last call: one metadata list, and one GET for each changed CRD.
+    pub async fn refresh(&mut self, client: &Client) -> Result<()> {
+        let collection = Collection {
+            group: "apiextensions.k8s.io".into(),
+            version: "v1".into(),
+            plural: "customresourcedefinitions".into(),
+            namespace: None,
+        };
+        let mut current: HashMap<String, String> = HashMap::new();
+        let mut pager = Pager::start(client.clone(), collection, true);
+        while let Some(page) = pager.next().await? {
+            for raw in page.items()?.items {
+                let item: MetadataOnly = serde_json::from_str(raw.get())
+                    .map_err(|source| Error::Unreadable { what: "list custom resource definitions".into(), source })?;
+                current.insert(item.metadata.name, item.metadata.resource_version);
+            }
+        }
+        self.by_name.retain(|name, known| current.get(name).is_some_and(|version| *version == known.resource_version));
+        for (name, _) in current {
+            if self.by_name.contains_key(&name) {
+                continue;
+            }
+            if let Some(read) = read_crd(client, &name).await? {
+                self.by_name.insert(name, read);
+            }
+        }
+        Ok(())
+    }
+
+    /// Storage version by `<plural>.<group>`, for discovery.
+    pub fn storage_versions(&self) -> HashMap<String, String> {
+        self.by_name
+            .iter()
+            .filter_map(|(name, crd)| crd.storage_version.clone().map(|version| (name.clone(), version)))
+            .collect()
+    }
+
+    /// Keyed lists of a custom resource; `None` for built-in kinds.
+    pub fn shape(&self, group: &str, plural: &str) -> Option<Arc<ListShape>> {
+        self.by_name.get(&format!("{plural}.{group}")).map(|crd| Arc::clone(&crd.shape))
+    }
+}
+
+async fn read_crd(client: &Client, name: &str) -> Result<Option<CustomResource>> {
+    let what = format!("get customresourcedefinition {name}");
+    let uri = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
+    let read = call::repeat(&what, call::DEADLINE, || async {
+        let request = http::Request::get(&uri).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        client.request::<Value>(request).await
+    })
+    .await;
+    let crd = match read {
+        Ok(crd) => crd,
+        // Deleted since the list: discovery will not name it either.
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let resource_version = crd["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+    let empty = Vec::new();
+    let versions = crd["spec"]["versions"].as_array().unwrap_or(&empty);
+    let storage = versions.iter().find(|v| v["storage"] == Value::Bool(true));
+    let storage_version = storage
+        .filter(|v| v["served"] == Value::Bool(true))
+        .and_then(|v| v["name"].as_str())
+        .map(ToOwned::to_owned);
+    // Where the storage version is not served the served ones describe the same lists by convention.
+    let schema = storage.or(versions.first()).map(|v| &v["schema"]["openAPIV3Schema"]);
+    let shape = schema.map_or_else(ListShape::default, ListShape::from_crd_schema);
+    Ok(Some(CustomResource { resource_version, storage_version, shape: Arc::new(shape) }))
+}

@@ -1,0 +1,265 @@
+//! Paged lists that are never held whole: one page is read, split into raw objects, and let go.
+
+use bytes::Bytes;
+use http::{Request, header::ACCEPT};
+use http_body_util::BodyExt as _;
+use kube::{Client, client::Body};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{
+    call,
+    error::{Error, Result},
+};
+
+/// Objects a page, as the API server's own clients use.
+pub const PAGE: u32 = 500;
+/// Above this size the next page asks for fewer objects, so that a kind with large objects stays small in memory.
+const LARGE_PAGE_BYTES: usize = 8 * 1024 * 1024;
+const AS_METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+
+/// What is listed.
+#[derive(Clone, Debug)]
+pub struct Collection {
+    /// API group; empty for core.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Plural resource name.
+    pub plural: String,
+    /// One namespace, or all of them (and cluster-scoped kinds).
+    pub namespace: Option<String>,
+}
+
+impl Collection {
+    fn path(&self) -> String {
+        let root = if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        };
+        match &self.namespace {
+            Some(namespace) => format!("{root}/namespaces/{namespace}/{}", self.plural),
+            None => format!("{root}/{}", self.plural),
+        }
+    }
+}
+
+impl std::fmt::Display for Collection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "list {}", self.plural)?;
+        if !self.group.is_empty() {
+            write!(f, ".{}", self.group)?;
+        }
+        match &self.namespace {
+            Some(namespace) => write!(f, " in {namespace}"),
+            None => write!(f, " in all namespaces"),
+        }
+    }
+}
+
+/// One page: its raw bytes, and what is in them.
+pub struct Page {
+    body: Bytes,
+    what: String,
+}
+
+/// The objects of a page, borrowed from its bytes.
+#[derive(Deserialize)]
+pub struct Items<'a> {
+    /// Each object as the server wrote it.
+    #[serde(borrow, default)]
+    pub items: Vec<&'a RawValue>,
+    metadata: PageMeta,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct PageMeta {
+    #[serde(rename = "continue")]
+    continue_token: Option<String>,
+    resource_version: Option<String>,
+    remaining_item_count: Option<i64>,
+}
+
+impl Items<'_> {
+    /// The collection's resourceVersion.
+    pub fn resource_version(&self) -> Option<&str> {
+        self.metadata.resource_version.as_deref()
+    }
+
+    /// Objects after this page, where the server says so.
+    pub fn remaining(&self) -> Option<i64> {
+        self.metadata.remaining_item_count
+    }
+}
+
+impl Page {
+    /// Splits the page into its objects (about 2 µs an object).
+    pub fn items(&self) -> Result<Items<'_>> {
+        serde_json::from_slice(&self.body).map_err(|source| Error::Unreadable {
+            what: self.what.clone(),
+            source,
+        })
+    }
+
+    /// Bytes of the page as it came.
+    pub fn len(&self) -> usize {
+        self.body.len()
+    }
+
+    /// Whether the page has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.body.is_empty()
+    }
+}
+
+/// Pages of one collection; the next page is fetched while the last one is worked on.
+pub struct Pager {
+    client: Client,
+    collection: Collection,
+    metadata_only: bool,
+    limit: u32,
+    next: Option<tokio::task::JoinHandle<Result<Fetched>>>,
+}
+
+struct Fetched {
+    page: Page,
+    continue_token: Option<String>,
+}
+
+impl Pager {
+    /// Starts to list; `metadata_only` asks for `PartialObjectMetadata`.
+    pub fn start(client: Client, collection: Collection, metadata_only: bool) -> Self {
+        let mut pager = Self {
+            client,
+            collection,
+            metadata_only,
+            limit: PAGE,
+            next: None,
+        };
+        pager.fetch(None);
+        pager
+    }
+
+    fn fetch(&mut self, continue_token: Option<String>) {
+        let (client, collection, limit, metadata_only) = (
+            self.client.clone(),
+            self.collection.clone(),
+            self.limit,
+            self.metadata_only,
+        );
+        self.next = Some(tokio::spawn(async move {
+            fetch_page(&client, &collection, limit, continue_token.as_deref(), metadata_only).await
+        }));
+    }
+
+    /// The next page, or `None` after the last.
+    ///
+    /// # Errors
+    /// `is_expired` when the list took longer than the server keeps its revision: start again.
+    pub async fn next(&mut self) -> Result<Option<Page>> {
+        let Some(task) = self.next.take() else { return Ok(None) };
+        let fetched = task.await.map_err(|_| Error::Deadline {
+            what: self.collection.to_string(),
+            after: call::PAGE_DEADLINE,
+        })??;
+        if fetched.page.len() > LARGE_PAGE_BYTES && self.limit > 10 {
+            self.limit = (self.limit / 4).max(10);
+        }
+        if let Some(token) = fetched.continue_token {
+            self.fetch(Some(token));
+        }
+        Ok(Some(fetched.page))
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        if let Some(task) = self.next.take() {
+            task.abort();
+        }
+    }
+}
+
+async fn fetch_page(
+    client: &Client,
+    collection: &Collection,
+    limit: u32,
+    continue_token: Option<&str>,
+    metadata_only: bool,
+) -> Result<Fetched> {
+    let what = collection.to_string();
+    let mut uri = format!("{}?limit={limit}", collection.path());
+    if let Some(token) = continue_token {
+        uri.push_str("&continue=");
+        uri.push_str(&percent_encoding::utf8_percent_encode(token, percent_encoding::NON_ALPHANUMERIC).to_string());
+    }
+    let accept = if metadata_only { AS_METADATA } else { "application/json" };
+    let body = call::repeat(&what, call::PAGE_DEADLINE, || get_bytes(client, &uri, accept)).await?;
+    let page = Page { body, what };
+    let continue_token = page.items()?.metadata.continue_token.filter(|t| !t.is_empty());
+    Ok(Fetched { page, continue_token })
+}
+
+/// GET `uri` as raw bytes; an error answer becomes the API's own `Status`.
+async fn get_bytes(client: &Client, uri: &str, accept: &str) -> kube::Result<Bytes> {
+    let request = Request::get(uri)
+        .header(ACCEPT, accept)
+        .body(Body::empty())
+        .map_err(kube::Error::HttpError)?;
+    let response = client.send(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let parsed = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(&body).chars().take(300).collect::<String>();
+        kube::core::Status::failure(&text, "Failed to parse error data").with_code(status.as_u16())
+    });
+    Err(kube::Error::Api(parsed.boxed()))
+}
+
+/// How many objects the collection has, by one request for a single object's metadata.
+pub async fn count(client: &Client, collection: &Collection) -> Result<i64> {
+    let fetched = fetch_page(client, collection, 1, None, true).await?;
+    let items = fetched.page.items()?;
+    let shown = i64::try_from(items.items.len()).unwrap_or(i64::MAX);
+    Ok(items.remaining().unwrap_or(0).saturating_add(shown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_split_into_raw_objects_without_parsing_them() {
+        let body = Bytes::from_static(
+            br#"{"kind":"List","metadata":{"resourceVersion":"7","continue":"x","remainingItemCount":3},"items":[{"a":1},{"b":[2]}]}"#,
+        );
+        let page = Page {
+            body,
+            what: "test".into(),
+        };
+        let items = page.items().unwrap();
+        assert_eq!(items.items[1].get(), r#"{"b":[2]}"#);
+        assert_eq!(items.resource_version(), Some("7"));
+        assert_eq!(items.remaining(), Some(3));
+    }
+
+    #[test]
+    fn paths_name_group_version_and_namespace() {
+        let of = |group: &str, namespace: Option<&str>| {
+            Collection {
+                group: group.into(),
+                version: "v1".into(),
+                plural: "things".into(),
+                namespace: namespace.map(Into::into),
+            }
+            .path()
+        };
+        assert_eq!(of("", Some("shop")), "/api/v1/namespaces/shop/things");
+        assert_eq!(of("apps", None), "/apis/apps/v1/things");
+    }
+}

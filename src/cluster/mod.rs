@@ -1,0 +1,12 @@
+//! Every call to the API server. Carries facts in and writes out; decides nothing.
+
+pub mod call;
+pub mod client;
+pub mod clock;
+// pub mod crds;
+pub mod discovery;
+pub mod error;
+pub mod lease;
+pub mod list;
+
+pub use error::{Class, Error, Result};
