@@ -1,0 +1,1 @@
+//! Who may undo, and how we know.
