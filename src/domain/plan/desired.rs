@@ -466,3 +466,7 @@ fn same_port(a: &Value, b: &Value) -> bool {
     let protocol = |port| json::text(port, &["protocol"]).unwrap_or("TCP");
     a.get("port") == b.get("port") && protocol(a) == protocol(b)
 }
+
+#[cfg(test)]
+#[path = "desired_tests.rs"]
+mod tests;

@@ -218,3 +218,7 @@ fn objects<'a>(items: impl Iterator<Item = &'a BoundItem>) -> Vec<ObjectId> {
     let ids: BTreeSet<&ObjectId> = items.map(|item| &item.object).collect();
     ids.into_iter().cloned().collect()
 }
+
+#[cfg(test)]
+#[path = "digest_tests.rs"]
+mod tests;

@@ -247,3 +247,7 @@ pub fn place(id: &ObjectId) -> u16 {
         _ => WORKLOADS,
     }
 }
+
+#[cfg(test)]
+#[path = "order_tests.rs"]
+mod tests;
