@@ -217,7 +217,7 @@ impl<'a> Bench<'a> {
         .await
         .with_context(|| format!("the operator's log ends with:\n{}", scout.log_tail()))?;
         let resources = capture::listed(&first.requests);
-        let counts = raw::counts(&self.client, &resources, self.scope()).await?;
+        let least = capture::least(&self.client, &first, self.scope()).await?;
         self.raw(&resources).await?;
         let (raw, read) = self.raw(&resources).await?;
         report.add(Row {
@@ -231,14 +231,7 @@ impl<'a> Bench<'a> {
                 None,
             )
         });
-        self.exact(
-            report,
-            &first,
-            raw::least_requests(counts.values()),
-            read,
-            &load::stored(&store)?,
-            &before,
-        );
+        self.exact(report, &first, least, read, &load::stored(&store)?, &before);
         scout.kill().await?;
 
         let mut samples = Samples::default();
