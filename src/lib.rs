@@ -26,7 +26,12 @@ pub mod telemetry;
 #[cfg(feature = "client")]
 #[allow(missing_docs)]
 pub mod capture;
-
+#[cfg(feature = "cli")]
+#[allow(missing_docs)]
+pub mod cli;
 #[cfg(feature = "operator")]
 #[allow(missing_docs)]
 pub mod controller;
+#[cfg(feature = "cli")]
+#[allow(missing_docs)]
+pub mod ops;

@@ -76,7 +76,11 @@ impl<'a> Reader<'a> {
     }
 
     pub fn end(&self) -> Decoded<()> {
-        if self.rest.is_empty() { Ok(()) } else { malformed(format!("{} bytes too many", self.rest.len())) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            malformed(format!("{} bytes too many", self.rest.len()))
+        }
     }
 }
 

@@ -138,7 +138,11 @@ impl Shared {
     fn location(&self, ordinal: u32) -> Option<Location> {
         let pack = self.pack_of(ordinal)?;
         let (frame, slot) = frame_of(&pack.frames, ordinal - pack.ordinals.start)?;
-        Some(Location { pack: pack.id, frame, slot })
+        Some(Location {
+            pack: pack.id,
+            frame,
+            slot,
+        })
     }
 
     /// The copy that counts: the oldest outside of damaged packs, else the oldest.
@@ -150,7 +154,10 @@ impl Shared {
     }
 
     fn sound(&self, key: &Key) -> Option<u32> {
-        self.index.ordinals(key).find(|at| self.pack_of(*at).is_some_and(|pack| !self.quarantined.contains(&pack.id)))
+        self.index.ordinals(key).find(|at| {
+            self.pack_of(*at)
+                .is_some_and(|pack| !self.quarantined.contains(&pack.id))
+        })
     }
 
     /// All copies, those outside of damaged packs first.
@@ -184,11 +191,16 @@ impl Shared {
                     let first = self.next_ordinal;
                     // 2^32 chunks in one process' life; beyond, a pack reads as unreadable until the restart.
                     let Some(end) = first.checked_add(record.chunks) else {
-                        self.unreadable.insert(record.id, "too many chunks for one process".to_owned());
+                        self.unreadable
+                            .insert(record.id, "too many chunks for one process".to_owned());
                         continue;
                     };
                     self.index.extend(&footer.keys, first);
-                    self.packs.push(Loaded { id: record.id, ordinals: first..end, frames: footer.frames });
+                    self.packs.push(Loaded {
+                        id: record.id,
+                        ordinals: first..end,
+                        frames: footer.frames,
+                    });
                     self.next_ordinal = end;
                 }
                 Some(Err(problem)) => {
@@ -273,14 +285,21 @@ impl Repository {
     async fn check_for_gaps(&self) -> Result<()> {
         for _ in 0..MAX_RACES {
             let listed = self.inner.backend.list(Envelope::Record.prefix()).await?;
-            let newest = listed.iter().filter_map(|blob| Envelope::Record.seq(&blob.key)).max().unwrap_or(0);
+            let newest = listed
+                .iter()
+                .filter_map(|blob| Envelope::Record.seq(&blob.key))
+                .max()
+                .unwrap_or(0);
             let seq = self.shared().state.seq;
             if newest <= seq {
                 return Ok(());
             }
             self.refresh().await?;
             if self.shared().state.seq == seq {
-                return Err(Error::corrupt(Envelope::Record.blob(seq + 1), "missing, though later records exist"));
+                return Err(Error::corrupt(
+                    Envelope::Record.blob(seq + 1),
+                    "missing, though later records exist",
+                ));
             }
         }
         Err(Error::Contended { attempts: MAX_RACES })
@@ -346,7 +365,9 @@ impl Repository {
         if self.snapshot(uid).is_none() {
             self.refresh().await?;
         }
-        let record = self.snapshot(uid).ok_or_else(|| Error::SnapshotNotFound(uid.to_owned()))?;
+        let record = self
+            .snapshot(uid)
+            .ok_or_else(|| Error::SnapshotNotFound(uid.to_owned()))?;
         Ok(ManifestReader::new(self.clone(), record))
     }
 
@@ -357,7 +378,10 @@ impl Repository {
             self.catch_up().await?;
             let uids: Vec<_> = {
                 let shared = self.shared();
-                uids.iter().filter(|uid| shared.state.snapshots.contains_key(*uid)).cloned().collect()
+                uids.iter()
+                    .filter(|uid| shared.state.snapshots.contains_key(*uid))
+                    .cloned()
+                    .collect()
             };
             if uids.is_empty() || self.append(Op::Delete { uids }).await? {
                 return Ok(());
@@ -378,10 +402,22 @@ impl Repository {
             };
             let Some(head) = head else {
                 let LineageKey { namespace, lineage } = key.clone();
-                return Err(Error::VersionNotFound { namespace, lineage, version });
+                return Err(Error::VersionNotFound {
+                    namespace,
+                    lineage,
+                    version,
+                });
             };
             let LineageKey { namespace, lineage } = key.clone();
-            if head == Some(version) || self.append(Op::SetHead { namespace, lineage, version }).await? {
+            if head == Some(version)
+                || self
+                    .append(Op::SetHead {
+                        namespace,
+                        lineage,
+                        version,
+                    })
+                    .await?
+            {
                 return Ok(());
             }
         }
@@ -414,14 +450,24 @@ impl Repository {
         }
         Err(problem.unwrap_or_else(|| {
             let shared = self.shared();
-            let unreadable: Vec<_> = shared.unreadable.iter().map(|(id, why)| format!("{} ({why})", id.blob())).collect();
-            let hint = if unreadable.is_empty() { String::new() } else { format!("; unreadable: {}", unreadable.join(", ")) };
+            let unreadable: Vec<_> = shared
+                .unreadable
+                .iter()
+                .map(|(id, why)| format!("{} ({why})", id.blob()))
+                .collect();
+            let hint = if unreadable.is_empty() {
+                String::new()
+            } else {
+                format!("; unreadable: {}", unreadable.join(", "))
+            };
             Error::corrupt(format!("chunk {digest}"), format!("in no readable pack{hint}"))
         }))
     }
 
     async fn read_at(&self, location: &Location, digest: &Digest) -> Result<Option<Bytes>> {
-        let Some(raw) = self.frame(location.pack, &location.frame).await? else { return Ok(None) };
+        let Some(raw) = self.frame(location.pack, &location.frame).await? else {
+            return Ok(None);
+        };
         let corrupt = |problem: &str| Error::corrupt(location.pack.blob(), problem);
         let chunk = pack::chunk_of(&raw, location.slot).map_err(|e| corrupt(&e.0))?;
         if Digest::of(&chunk) != *digest {
@@ -437,7 +483,9 @@ impl Repository {
             return Ok(Some(raw));
         }
         let range = u64::from(frame.offset)..u64::from(frame.offset) + u64::from(frame.len);
-        let Some(bytes) = self.inner.backend.get_range(&id.blob(), range).await? else { return Ok(None) };
+        let Some(bytes) = self.inner.backend.get_range(&id.blob(), range).await? else {
+            return Ok(None);
+        };
         let raw = self.unpack(id, frame, &bytes)?;
         lock(&self.inner.frames).put(key, &raw, self.inner.options.frame_cache);
         Ok(Some(raw))
@@ -449,9 +497,17 @@ impl Repository {
         if bytes.len() != frame.len as usize {
             return Err(corrupt(format!("{} bytes instead of {}", bytes.len(), frame.len)));
         }
-        let raw = self.inner.codecs.decompress(bytes, frame.raw as usize).map_err(|e| corrupt(e.0))?;
+        let raw = self
+            .inner
+            .codecs
+            .decompress(bytes, frame.raw as usize)
+            .map_err(|e| corrupt(e.0))?;
         if raw.len() != frame.raw as usize {
-            return Err(corrupt(format!("{} bytes decompressed instead of {}", raw.len(), frame.raw)));
+            return Err(corrupt(format!(
+                "{} bytes decompressed instead of {}",
+                raw.len(),
+                frame.raw
+            )));
         }
         Ok(raw.into())
     }
@@ -492,7 +548,10 @@ impl Repository {
     /// Sequence number and size of the newest checkpoint.
     async fn newest_checkpoint(&self) -> Result<Option<(u64, u64)>> {
         let listed = self.inner.backend.list(Envelope::Checkpoint.prefix()).await?;
-        Ok(listed.iter().filter_map(|blob| Some((Envelope::Checkpoint.seq(&blob.key)?, blob.size))).max())
+        Ok(listed
+            .iter()
+            .filter_map(|blob| Some((Envelope::Checkpoint.seq(&blob.key)?, blob.size)))
+            .max())
     }
 
     /// Folds in what the journal holds beyond our state. The caller holds the journal lock.
@@ -531,12 +590,21 @@ impl Repository {
                 let (previous, own, record) = Envelope::Record.open(&self.inner.codecs, &blob, &bytes)?;
                 if previous != hash {
                     // Not ours to judge when a checkpoint took our place meanwhile.
-                    if self.newest_checkpoint().await?.is_some_and(|(checkpoint, _)| checkpoint > seq) {
+                    if self
+                        .newest_checkpoint()
+                        .await?
+                        .is_some_and(|(checkpoint, _)| checkpoint > seq)
+                    {
                         return Ok(records);
                     }
                     return Err(Error::corrupt(blob, "does not continue the record before it"));
                 }
-                records.push(Read { seq: at, hash: own, record, bytes: bytes.len() as u64 });
+                records.push(Read {
+                    seq: at,
+                    hash: own,
+                    record,
+                    bytes: bytes.len() as u64,
+                });
                 (seq, hash) = (at, own);
             }
             window = PARALLEL as u64;
@@ -546,7 +614,9 @@ impl Repository {
     /// Takes a checkpoint's state; leaves all as it is when a newer one replaced it meanwhile.
     async fn restore(&self, seq: u64, size: u64) -> Result<()> {
         let blob = Envelope::Checkpoint.blob(seq);
-        let Some(bytes) = self.inner.backend.get(&blob).await? else { return Ok(()) };
+        let Some(bytes) = self.inner.backend.get(&blob).await? else {
+            return Ok(());
+        };
         let (hash, _, wire) = Envelope::Checkpoint.open::<WireState>(&self.inner.codecs, &blob, &bytes)?;
         let state = State::restore(wire, hash).map_err(|e| Error::corrupt(&blob, e))?;
         if state.seq != seq {
@@ -594,7 +664,11 @@ impl Repository {
             packs.filter(|pack| !known.contains(&pack.id)).cloned().collect()
         };
         let reads = wanted.into_iter().map(|pack| async move {
-            let tail = self.inner.backend.get_range(&pack.id.blob(), pack::tail_range(&pack)).await;
+            let tail = self
+                .inner
+                .backend
+                .get_range(&pack.id.blob(), pack::tail_range(&pack))
+                .await;
             let footer = match tail {
                 Ok(Some(tail)) => match pack::read_tail(&tail, pack.size) {
                     Ok(footer) if footer.keys.len() == pack.chunks as usize => Ok(footer),
@@ -631,11 +705,21 @@ impl Repository {
                 return Ok(false);
             }
         }
-        if self.newest_checkpoint().await?.is_some_and(|(checkpoint, _)| checkpoint >= seq) {
+        if self
+            .newest_checkpoint()
+            .await?
+            .is_some_and(|(checkpoint, _)| checkpoint >= seq)
+        {
             self.inner.backend.delete(&blob).await?;
             return Ok(false);
         }
-        self.fold(vec![Read { seq, hash, record, bytes: bytes.len() as u64 }]).await?;
+        self.fold(vec![Read {
+            seq,
+            hash,
+            record,
+            bytes: bytes.len() as u64,
+        }])
+        .await?;
         Ok(true)
     }
 }

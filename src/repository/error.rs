@@ -24,7 +24,9 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// The operator lacks a right on the backend.
-    #[error("not allowed to {operation} `{key}` in {backend}: {reason}; grant the operator this right on the store and it will continue by itself")]
+    #[error(
+        "not allowed to {operation} `{key}` in {backend}: {reason}; grant the operator this right on the store and it will continue by itself"
+    )]
     Forbidden {
         /// Which backend.
         backend: String,
@@ -60,7 +62,9 @@ pub enum Error {
         problem: String,
     },
     /// A newer Backstep wrote this repository.
-    #[error("`{blob}` has repository format {found}, this Backstep reads up to {supported}; upgrade Backstep to the version that wrote it")]
+    #[error(
+        "`{blob}` has repository format {found}, this Backstep reads up to {supported}; upgrade Backstep to the version that wrote it"
+    )]
     NewerFormat {
         /// Key of the blob.
         blob: String,
@@ -97,7 +101,9 @@ pub enum Error {
         version: u64,
     },
     /// Other writers kept winning the race for the next journal record.
-    #[error("the journal moved on {attempts} times while this record was being written; another writer is very busy, try again")]
+    #[error(
+        "the journal moved on {attempts} times while this record was being written; another writer is very busy, try again"
+    )]
     Contended {
         /// Lost races.
         attempts: u32,
@@ -138,7 +144,10 @@ impl Error {
     }
 
     pub(super) fn corrupt(blob: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Corrupt { blob: blob.into(), problem: problem.into() }
+        Self::Corrupt {
+            blob: blob.into(),
+            problem: problem.into(),
+        }
     }
 
     /// How long the server asked to wait.

@@ -30,7 +30,9 @@ pub(super) struct Index {
 
 impl Default for Index {
     fn default() -> Self {
-        Self { shards: vec![Vec::new(); 256] }
+        Self {
+            shards: vec![Vec::new(); 256],
+        }
     }
 }
 
@@ -62,7 +64,10 @@ impl Index {
         let shard = &self.shards[usize::from(key[0])];
         let start = shard.partition_point(|slot| slot.key < *key);
         let key = *key;
-        shard[start..].iter().take_while(move |slot| slot.key == key).map(|slot| slot.ordinal)
+        shard[start..]
+            .iter()
+            .take_while(move |slot| slot.key == key)
+            .map(|slot| slot.ordinal)
     }
 
     /// Forgets a pack; `each` sees every chunk that goes.
@@ -96,7 +101,9 @@ impl Bits {
     }
 
     pub fn contains(&self, ordinal: u32) -> bool {
-        self.0.get(ordinal as usize / 64).is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
+        self.0
+            .get(ordinal as usize / 64)
+            .is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
     }
 
     pub fn union(&mut self, other: &Self) {
@@ -134,7 +141,11 @@ mod tests {
         for n in 0..100_000u32 {
             index.insert(key_of(&Digest::of(&n.to_le_bytes())), n);
         }
-        let bytes: usize = index.shards.iter().map(|shard| shard.capacity() * size_of::<Slot>()).sum();
+        let bytes: usize = index
+            .shards
+            .iter()
+            .map(|shard| shard.capacity() * size_of::<Slot>())
+            .sum();
         assert!(bytes < 3 << 20, "{bytes} bytes");
     }
 }

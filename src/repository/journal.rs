@@ -91,7 +91,9 @@ impl Envelope {
         if len > MAX_JSON {
             return Err(corrupt("announces more than 256 MiB"));
         }
-        let json = codecs.decompress(&content[PREFIX + 4..], len).map_err(|e| corrupt(&e.0))?;
+        let json = codecs
+            .decompress(&content[PREFIX + 4..], len)
+            .map_err(|e| corrupt(&e.0))?;
         let body = serde_json::from_slice(&json).map_err(|e| corrupt(&format!("cannot be understood: {e}")))?;
         Ok((Digest::from_bytes(previous), hash, body))
     }
@@ -113,11 +115,18 @@ pub(super) struct Record {
 #[serde(rename_all = "camelCase")]
 pub(super) enum Op {
     /// Adds packs and snapshots.
-    Commit { snapshots: Vec<WireSnapshot>, packs: Vec<PackRecord> },
+    Commit {
+        snapshots: Vec<WireSnapshot>,
+        packs: Vec<PackRecord>,
+    },
     /// Forgets snapshots.
     Delete { uids: Vec<String> },
     /// Says which version is live.
-    SetHead { namespace: String, lineage: String, version: u64 },
+    SetHead {
+        namespace: String,
+        lineage: String,
+        version: u64,
+    },
     /// Takes packs out of use, which may be deleted from now on; `add` holds copies of what was live in them.
     Collect { add: Vec<PackRecord>, condemn: Vec<PackId> },
 }
@@ -203,14 +212,24 @@ impl WireSnapshot {
 
     pub fn write(record: &SnapshotRecord, base: Option<&SnapshotRecord>) -> Self {
         let keep = base.map_or(0, |base| {
-            base.segments.iter().zip(record.segments.iter()).take_while(|(a, b)| a == b).count()
+            base.segments
+                .iter()
+                .zip(record.segments.iter())
+                .take_while(|(a, b)| a == b)
+                .count()
         });
         let optional = |value: Option<Digest>, before: Option<Option<Digest>>| match before {
             Some(before) if before == value => None,
             Some(Some(_)) if value.is_none() => Some(String::new()),
             _ => value.map(|digest| digest.to_hex()),
         };
-        let Counts { captured, unchanged, added, changed, removed } = record.counts;
+        let Counts {
+            captured,
+            unchanged,
+            added,
+            changed,
+            removed,
+        } = record.counts;
         let Sizes { logical, new, stored } = record.sizes;
         Self {
             uid: record.uid.clone(),
@@ -245,7 +264,10 @@ impl WireSnapshot {
     /// Fills in what the base knows.
     pub fn read(&self, base: Option<&SnapshotRecord>) -> Result<SnapshotRecord, String> {
         if self.base.is_some() != base.is_some() {
-            return Err(format!("snapshot {} builds upon version {:?}, which is not there", self.uid, self.base));
+            return Err(format!(
+                "snapshot {} builds upon version {:?}, which is not there",
+                self.uid, self.base
+            ));
         }
         let digest = |hex: &str| format!("sha256:{hex}").parse::<Digest>().map_err(|e| e.to_string());
         let optional = |value: &Option<WireDigest>, before: Option<Option<Digest>>| match value.as_deref() {
@@ -263,7 +285,12 @@ impl WireSnapshot {
                 let mut segments = kept.to_vec();
                 for (run, entries, hex, group, kind, name) in &self.segments {
                     let first = ObjectId::new(group, kind, name);
-                    segments.push(SegmentRef { digest: digest(hex)?, run: *run, entries: *entries, first });
+                    segments.push(SegmentRef {
+                        digest: digest(hex)?,
+                        run: *run,
+                        entries: *entries,
+                        first,
+                    });
                 }
                 segments.into()
             }
@@ -290,7 +317,13 @@ impl WireSnapshot {
             digest: optional(&self.digest, base.map(|base| Some(base.digest)))?
                 .ok_or_else(|| format!("snapshot {} has no digest", self.uid))?,
             format_version: FORMAT_VERSION,
-            counts: Counts { captured, unchanged, added, changed, removed },
+            counts: Counts {
+                captured,
+                unchanged,
+                added,
+                changed,
+                removed,
+            },
             sizes: Sizes { logical, new, stored },
             segments,
             extras: optional(&self.extras, base.map(|base| base.extras))?,

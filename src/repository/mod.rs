@@ -9,21 +9,28 @@ mod core;
 mod error;
 mod index;
 mod journal;
+mod maintain;
 mod manifest;
 mod model;
 mod pack;
 mod state;
+mod verify;
 mod writer;
 
 pub use self::{
     backend::{Backend, BlobInfo, Put, object_store::ObjectStoreBackend, secrets::SecretsBackend},
     core::{Options, Repository},
     error::{Error, Result},
+    maintain::MaintenanceReport,
     manifest::{BuiltManifest, Entry, KindHeader, ManifestBuilder, ManifestReader, SharedKind, SnapshotDigest},
     model::{
         Counts, FORMAT_VERSION, LineageKey, LineageState, ParentHint, SegmentRef, Sizes, SnapshotDraft, SnapshotRecord,
         Usage,
     },
     pack::{FrameGroup, PackId, PackRecord},
+    verify::{Finding, Progress, VerifyReport},
     writer::Writer,
 };
+
+#[cfg(all(test, feature = "operator"))]
+mod tests;

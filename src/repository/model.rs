@@ -22,7 +22,10 @@ pub struct LineageKey {
 impl LineageKey {
     /// A key from its parts.
     pub fn new(namespace: impl Into<String>, lineage: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), lineage: lineage.into() }
+        Self {
+            namespace: namespace.into(),
+            lineage: lineage.into(),
+        }
     }
 }
 

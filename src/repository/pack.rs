@@ -70,7 +70,9 @@ impl Serialize for PackId {
 
 impl<'de> Deserialize<'de> for PackId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -152,13 +154,19 @@ const KEPT: usize = 2;
 
 impl Codecs {
     pub fn new(level: i32) -> Self {
-        Self { level, compressors: Mutex::default(), decompressors: Mutex::default() }
+        Self {
+            level,
+            compressors: Mutex::default(),
+            decompressors: Mutex::default(),
+        }
     }
 
     pub fn compress(&self, raw: &[u8]) -> Result<Vec<u8>> {
         let failed = |e: std::io::Error| Error::Invalid(format!("zstd cannot compress at level {}: {e}", self.level));
         let pooled = lock(&self.compressors).pop();
-        let mut compressor = pooled.map_or_else(|| zstd::bulk::Compressor::new(self.level), Ok).map_err(failed)?;
+        let mut compressor = pooled
+            .map_or_else(|| zstd::bulk::Compressor::new(self.level), Ok)
+            .map_err(failed)?;
         let mut compressed = compressor.compress(raw).map_err(failed)?;
         compressed.shrink_to_fit();
         let mut pool = lock(&self.compressors);
@@ -197,7 +205,12 @@ pub(super) struct OpenFrame {
 
 impl OpenFrame {
     pub fn new(group: FrameGroup) -> Self {
-        Self { group, keys: Vec::new(), lengths: Vec::new(), data: Vec::new() }
+        Self {
+            group,
+            keys: Vec::new(),
+            lengths: Vec::new(),
+            data: Vec::new(),
+        }
     }
 
     pub fn push(&mut self, key: Key, bytes: &[u8]) {
@@ -240,7 +253,9 @@ impl OpenFrame {
 /// The `slot`-th chunk of a decompressed frame.
 pub(super) fn chunk_of(raw: &Bytes, slot: u32) -> Decoded<Bytes> {
     let range = chunk_ranges(raw)?.into_iter().nth(slot as usize);
-    range.map(|range| raw.slice(range)).ok_or_else(|| Malformed(format!("frame has no chunk {slot}")))
+    range
+        .map(|range| raw.slice(range))
+        .ok_or_else(|| Malformed(format!("frame has no chunk {slot}")))
 }
 
 /// Where each chunk of a decompressed frame lies.
@@ -351,7 +366,11 @@ impl PackBody {
             chunks: u32::try_from(self.keys.len()).unwrap_or(u32::MAX),
             raw: self.raw,
         };
-        SealedPack { record, frames: self.frames, blob: Some(pieces) }
+        SealedPack {
+            record,
+            frames: self.frames,
+            blob: Some(pieces),
+        }
     }
 }
 
@@ -369,11 +388,15 @@ pub(super) fn tail_range(record: &PackRecord) -> std::ops::Range<u64> {
 
 /// Reads footer and trailer, given the last bytes of a pack.
 pub(super) fn read_tail(tail: &[u8], size: u64) -> Decoded<Footer> {
-    let Some(at) = tail.len().checked_sub(TRAILER) else { return malformed("shorter than a trailer") };
+    let Some(at) = tail.len().checked_sub(TRAILER) else {
+        return malformed("shorter than a trailer");
+    };
     let mut trailer = Reader::new(&tail[at..]);
     let len = u32::from_le_bytes(trailer.array()?) as usize;
     let check: [u8; 8] = trailer.array()?;
-    let Some(start) = at.checked_sub(len) else { return malformed("footer does not fit") };
+    let Some(start) = at.checked_sub(len) else {
+        return malformed("footer does not fit");
+    };
     let footer = &tail[start..at];
     if Digest::of(footer).as_bytes()[..8] != check {
         return malformed("footer does not match its checksum");
@@ -389,8 +412,17 @@ pub(super) fn read_tail(tail: &[u8], size: u64) -> Decoded<Footer> {
             return malformed(format!("frame of {raw} bytes"));
         }
         let start = u32::try_from(offset).or_else(|_| malformed("pack is too long"))?;
-        frames.push(Frame { first, chunks, offset: start, len, raw, group });
-        first = first.checked_add(chunks).ok_or_else(|| Malformed("too many chunks".to_owned()))?;
+        frames.push(Frame {
+            first,
+            chunks,
+            offset: start,
+            len,
+            raw,
+            group,
+        });
+        first = first
+            .checked_add(chunks)
+            .ok_or_else(|| Malformed("too many chunks".to_owned()))?;
         offset += u64::from(len);
     }
     if offset + (tail.len() - start) as u64 != size {
@@ -409,7 +441,9 @@ pub(super) fn read_tail(tail: &[u8], size: u64) -> Decoded<Footer> {
 /// Checks a whole pack against its own trailer and reads its footer; `NewerFormat` when a newer build wrote it.
 pub(super) fn read_whole(id: PackId, blob: &[u8]) -> Result<Footer> {
     let corrupt = |problem: String| Error::corrupt(id.blob(), problem);
-    let Some(at) = blob.len().checked_sub(32) else { return Err(corrupt("truncated".to_owned())) };
+    let Some(at) = blob.len().checked_sub(32) else {
+        return Err(corrupt("truncated".to_owned()));
+    };
     if Digest::of(&blob[..at]).as_bytes() != &blob[at..] {
         return Err(corrupt("its SHA-256 does not match its trailer".to_owned()));
     }
@@ -417,7 +451,11 @@ pub(super) fn read_whole(id: PackId, blob: &[u8]) -> Result<Footer> {
         return Err(corrupt("not a pack".to_owned()));
     }
     if blob[4] > FORMAT {
-        return Err(Error::NewerFormat { blob: id.blob(), found: blob[4].into(), supported: FORMAT.into() });
+        return Err(Error::NewerFormat {
+            blob: id.blob(),
+            found: blob[4].into(),
+            supported: FORMAT.into(),
+        });
     }
     read_tail(blob, blob.len() as u64).map_err(|e| corrupt(e.0))
 }

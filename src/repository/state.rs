@@ -68,9 +68,16 @@ impl State {
                     }
                 }
             }
-            Op::SetHead { namespace, lineage, version } => {
+            Op::SetHead {
+                namespace,
+                lineage,
+                version,
+            } => {
                 let key = LineageKey::new(namespace, lineage);
-                let state = self.lineages.get_mut(&key).ok_or_else(|| format!("no lineage {key:?}"))?;
+                let state = self
+                    .lineages
+                    .get_mut(&key)
+                    .ok_or_else(|| format!("no lineage {key:?}"))?;
                 state.head = Some(*version);
             }
             Op::Collect { add, condemn } => {
@@ -79,7 +86,8 @@ impl State {
                 self.add_packs(add)?;
             }
         }
-        self.condemned.retain(|_, at| record.at.duration_since(*at) < REMEMBER_CONDEMNED);
+        self.condemned
+            .retain(|_, at| record.at.duration_since(*at) < REMEMBER_CONDEMNED);
         self.seq = seq;
         self.hash = hash;
         Ok(())
@@ -98,9 +106,14 @@ impl State {
 
     fn add_snapshot(&mut self, wire: &WireSnapshot) -> Result<(), String> {
         let key = wire.lineage_key();
-        let base = wire.base().and_then(|version| self.versions.get(&(key.clone(), version)).cloned());
+        let base = wire
+            .base()
+            .and_then(|version| self.versions.get(&(key.clone(), version)).cloned());
         let record = Arc::new(wire.read(base.as_deref())?);
-        let lineage = self.lineages.entry(key.clone()).or_insert(LineageState { head: None, next_version: 1 });
+        let lineage = self.lineages.entry(key.clone()).or_insert(LineageState {
+            head: None,
+            next_version: 1,
+        });
         if record.version < lineage.next_version || self.snapshots.contains_key(&record.uid) {
             return Err(format!("version {} of {key:?} is given twice", record.version));
         }
@@ -113,7 +126,9 @@ impl State {
 
     /// The snapshots of a lineage, by version.
     pub fn lineage(&self, key: &LineageKey) -> impl DoubleEndedIterator<Item = &Arc<SnapshotRecord>> {
-        self.versions.range((key.clone(), 0)..=(key.clone(), u64::MAX)).map(|(_, record)| record)
+        self.versions
+            .range((key.clone(), 0)..=(key.clone(), u64::MAX))
+            .map(|(_, record)| record)
     }
 
     /// For a checkpoint.
@@ -130,7 +145,14 @@ impl State {
             lineages: self
                 .lineages
                 .iter()
-                .map(|(key, state)| (key.namespace.clone(), key.lineage.clone(), state.head, state.next_version))
+                .map(|(key, state)| {
+                    (
+                        key.namespace.clone(),
+                        key.lineage.clone(),
+                        state.head,
+                        state.next_version,
+                    )
+                })
                 .collect(),
             snapshots,
             packs: self.packs.values().cloned().collect(),
@@ -146,7 +168,9 @@ impl State {
             state.add_snapshot(snapshot)?;
         }
         for (namespace, lineage, head, next_version) in wire.lineages {
-            state.lineages.insert(LineageKey { namespace, lineage }, LineageState { head, next_version });
+            state
+                .lineages
+                .insert(LineageKey { namespace, lineage }, LineageState { head, next_version });
         }
         state.condemned = wire.condemned.into_iter().collect();
         state.seq = wire.seq;

@@ -146,7 +146,10 @@ impl WriterInner {
     /// Stores content in this writer's packs even when the repository has it elsewhere.
     pub async fn put_here(self: &Arc<Self>, group: FrameGroup, digest: &Digest, bytes: &[u8]) -> Result<bool> {
         if bytes.len() > MAX_CHUNK {
-            return Err(Error::Invalid(format!("content of {} bytes; one chunk holds at most {MAX_CHUNK}", bytes.len())));
+            return Err(Error::Invalid(format!(
+                "content of {} bytes; one chunk holds at most {MAX_CHUNK}",
+                bytes.len()
+            )));
         }
         let key = key_of(digest);
         let full = {
@@ -162,7 +165,11 @@ impl WriterInner {
             let full = if frame.len() >= FRAME_TARGET {
                 Some(group)
             } else if packer.open_bytes > OPEN_FRAMES {
-                packer.open.values().max_by_key(|frame| frame.len()).map(|frame| frame.group)
+                packer
+                    .open
+                    .values()
+                    .max_by_key(|frame| frame.len())
+                    .map(|frame| frame.group)
             } else {
                 None
             };
@@ -205,7 +212,11 @@ impl WriterInner {
 
     /// Uploads in the background; waits only when too much is waiting already.
     async fn upload_some(self: &Arc<Self>) -> Result<()> {
-        let waiting = lock(&self.packer).sealed.iter().filter(|(_, pack)| pack.blob.is_some()).count();
+        let waiting = lock(&self.packer)
+            .sealed
+            .iter()
+            .filter(|(_, pack)| pack.blob.is_some())
+            .count();
         if waiting >= MAX_WAITING {
             return self.upload().await;
         }
@@ -221,7 +232,10 @@ impl WriterInner {
         loop {
             let next = {
                 let packer = lock(&self.packer);
-                packer.sealed.iter().find_map(|(_, pack)| Some((pack.record.id, pack.blob.clone()?)))
+                packer
+                    .sealed
+                    .iter()
+                    .find_map(|(_, pack)| Some((pack.record.id, pack.blob.clone()?)))
             };
             let Some((id, blob)) = next else { return Ok(()) };
             self.repository.inner.backend.put_new(&id.blob(), blob).await?;
@@ -238,11 +252,15 @@ impl WriterInner {
         loop {
             let frame = {
                 let mut packer = lock(&self.packer);
-                let Some((&group, _)) = packer.open.first_key_value() else { break };
+                let Some((&group, _)) = packer.open.first_key_value() else {
+                    break;
+                };
                 let mut taken = packer.open.remove(&group);
                 // Small rests of alike kinds compress better together.
                 while let Some(frame) = &mut taken {
-                    let Some((&next, more)) = packer.open.first_key_value() else { break };
+                    let Some((&next, more)) = packer.open.first_key_value() else {
+                        break;
+                    };
                     if frame.len() + more.len() > FRAME_TARGET {
                         break;
                     }
@@ -264,7 +282,11 @@ impl WriterInner {
 
     /// Records of all packs written.
     pub fn packs(&self) -> Vec<pack::PackRecord> {
-        lock(&self.packer).sealed.iter().map(|(_, pack)| pack.record.clone()).collect()
+        lock(&self.packer)
+            .sealed
+            .iter()
+            .map(|(_, pack)| pack.record.clone())
+            .collect()
     }
 
     /// A chunk of this writer or of the repository.
@@ -278,9 +300,16 @@ impl WriterInner {
             let packer = lock(&self.packer);
             let open = packer.open.values().chain(packer.closing.iter().map(AsRef::as_ref));
             if packer.unplaced.contains(&key) {
-                open.filter_map(|frame| frame.chunk(&key)).next().map(|bytes| Place::Here(Bytes::copy_from_slice(bytes)))
+                open.filter_map(|frame| frame.chunk(&key))
+                    .next()
+                    .map(|bytes| Place::Here(Bytes::copy_from_slice(bytes)))
             } else {
-                packer.index.ordinals(&key).next().and_then(|ordinal| packer.find(ordinal)).map(|(id, frame, slot, piece)| Place::Frame(id, frame, slot, piece))
+                packer
+                    .index
+                    .ordinals(&key)
+                    .next()
+                    .and_then(|ordinal| packer.find(ordinal))
+                    .map(|(id, frame, slot, piece)| Place::Frame(id, frame, slot, piece))
             }
         };
         let bytes = match place {
@@ -291,7 +320,9 @@ impl WriterInner {
                     Some(piece) => self.repository.unpack(id, &frame, &piece)?,
                     None => {
                         let raw = self.repository.frame(id, &frame).await?;
-                        raw.ok_or_else(|| Error::PackCondemned { what: format!("pack {id}") })?
+                        raw.ok_or_else(|| Error::PackCondemned {
+                            what: format!("pack {id}"),
+                        })?
                     }
                 };
                 pack::chunk_of(&raw, slot).map_err(|e| Error::corrupt(id.blob(), e.0))?
@@ -346,13 +377,21 @@ impl WriterInner {
 
     async fn commit(&self, drafts: &[SnapshotDraft]) -> Result<Vec<Arc<SnapshotRecord>>> {
         if self.repository.now().duration_since(self.started) > MAX_AGE {
-            return Err(Error::WriterExpired { limit_hours: MAX_AGE.as_hours() });
+            return Err(Error::WriterExpired {
+                limit_hours: MAX_AGE.as_hours(),
+            });
         }
         let packs = self.packs();
         let ratio = {
             let raw = lock(&self.packer).raw;
             let stored: u64 = packs.iter().map(|pack| pack.size).sum();
-            move |bytes: u64| if raw == 0 { 0 } else { (u128::from(bytes) * u128::from(stored) / u128::from(raw)) as u64 }
+            move |bytes: u64| {
+                if raw == 0 {
+                    0
+                } else {
+                    (u128::from(bytes) * u128::from(stored) / u128::from(raw)) as u64
+                }
+            }
         };
         let repository = &self.repository;
         let _journal = repository.inner.journal.lock().await;
@@ -360,8 +399,10 @@ impl WriterInner {
             repository.catch_up().await?;
             let op = {
                 let shared = repository.shared();
-                let pending: Vec<_> =
-                    drafts.iter().filter(|draft| !shared.state.snapshots.contains_key(&draft.uid)).collect();
+                let pending: Vec<_> = drafts
+                    .iter()
+                    .filter(|draft| !shared.state.snapshots.contains_key(&draft.uid))
+                    .collect();
                 if pending.is_empty() {
                     return drafts
                         .iter()
@@ -370,14 +411,24 @@ impl WriterInner {
                         .ok_or_else(|| Error::Invalid("a draft vanished while it was committed".to_owned()));
                 }
                 if let Some(pack) = packs.iter().find(|pack| shared.state.condemned.contains_key(&pack.id)) {
-                    return Err(Error::PackCondemned { what: format!("pack {}", pack.id) });
+                    return Err(Error::PackCondemned {
+                        what: format!("pack {}", pack.id),
+                    });
                 }
-                let lost = lock(&self.touched.displaced).iter().find(|key| shared.resolve(key).is_none()).copied();
+                let lost = lock(&self.touched.displaced)
+                    .iter()
+                    .find(|key| shared.resolve(key).is_none())
+                    .copied();
                 if let Some(key) = lost {
-                    return Err(Error::PackCondemned { what: format!("chunk {}…", hex::encode(key)) });
+                    return Err(Error::PackCondemned {
+                        what: format!("chunk {}…", hex::encode(key)),
+                    });
                 }
                 let snapshots = number(&shared.state, &pending, ratio)?;
-                Op::Commit { snapshots, packs: packs.clone() }
+                Op::Commit {
+                    snapshots,
+                    packs: packs.clone(),
+                }
             };
             // After success the next round finds all of them.
             repository.append(op).await?;
@@ -405,7 +456,11 @@ fn number(state: &State, drafts: &[&SnapshotDraft], ratio: impl Fn(u64) -> u64) 
             ParentHint::Version(parent) if parent < *version && parent > 0 => Some(parent),
             ParentHint::Version(parent) => {
                 let LineageKey { namespace, lineage } = key;
-                return Err(Error::VersionNotFound { namespace, lineage, version: parent });
+                return Err(Error::VersionNotFound {
+                    namespace,
+                    lineage,
+                    version: parent,
+                });
             }
         };
         let built = &draft.manifest;
@@ -444,7 +499,11 @@ impl Drop for WriterInner {
     fn drop(&mut self) {
         let packer = lock(&self.packer);
         let mut shared = self.repository.shared_mut();
-        let ids = packer.sealed.iter().map(|(_, pack)| pack.record.id).chain(packer.body.iter().map(|body| body.id));
+        let ids = packer
+            .sealed
+            .iter()
+            .map(|(_, pack)| pack.record.id)
+            .chain(packer.body.iter().map(|body| body.id));
         for id in ids {
             shared.in_flight.remove(&id);
         }
@@ -480,7 +539,10 @@ impl Packer {
             let at = body.frames.partition_point(|other| other.offset < frame.offset);
             return Some((body.id, frame, slot, body.piece(at)));
         }
-        let at = self.sealed.partition_point(|(first, _)| *first <= ordinal).checked_sub(1)?;
+        let at = self
+            .sealed
+            .partition_point(|(first, _)| *first <= ordinal)
+            .checked_sub(1)?;
         let (first, pack) = self.sealed.get(at)?;
         let (frame, slot) = frame_of(&pack.frames, ordinal - first)?;
         let at = pack.frames.partition_point(|other| other.offset < frame.offset);

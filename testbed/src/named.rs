@@ -171,11 +171,16 @@ impl Named {
 
     /// Opens it for use.
     pub fn open(&self) -> Result<Access> {
-        let running = self.file("lock").exists() && matches!(self.lock()?, Lock::Held(_));
         ensure!(
-            running,
+            self.file("lock").exists(),
             "no cluster called {:?} runs; `testbed up --name {0}` starts it",
             self.name
+        );
+        ensure!(
+            matches!(self.lock()?, Lock::Held(_)),
+            "the cluster {:?} ended by itself; {} may say why, and `testbed down --name {0}` forgets it",
+            self.name,
+            self.file("log").display()
         );
         ensure!(
             self.directory().join(READY_FILE).is_file(),
@@ -231,14 +236,12 @@ enum Lock {
     Held(i32),
 }
 
-/// The clusters that run, by name; what dead ones left is removed.
+/// The clusters that were started and not taken down, by name; [`Named::open`] tells which of them run no more.
 pub fn list() -> Result<Vec<Named>> {
-    let root = root();
-    let mut running = Vec::new();
-    let Ok(entries) = fs::read_dir(&root) else {
-        return Ok(running);
-    };
     let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(root()) else {
+        return Ok(Vec::new());
+    };
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "lock")
@@ -248,14 +251,7 @@ pub fn list() -> Result<Vec<Named>> {
         }
     }
     found.sort();
-    for name in found {
-        let named = Named::new(&name)?;
-        match named.lock()? {
-            Lock::Held(_) => running.push(named),
-            Lock::Free(_) => named.forget(),
-        }
-    }
-    Ok(running)
+    found.iter().map(|name| Named::new(name)).collect()
 }
 
 /// Where named clusters live: `$XDG_RUNTIME_DIR/backstep-testbed`, else `backstep-testbed-<uid>` in the temporary

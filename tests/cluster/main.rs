@@ -4,5 +4,6 @@
 mod figures;
 mod cel;
 mod chart;
+mod cli;
 mod snapshots;
 mod support;

@@ -3,7 +3,7 @@
 pub mod object_store;
 pub mod secrets;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "operator"))]
 pub mod fault;
 
 use std::{fmt::Debug, ops::Range, time::Duration};

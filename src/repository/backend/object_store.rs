@@ -32,7 +32,11 @@ impl ObjectStoreBackend {
     /// A directory, given as a path or a `file://` URL; it is made when missing.
     pub fn local(location: &str) -> Result<Self> {
         let name = format!("directory {location}");
-        let call = Call { backend: &name, operation: "open", key: location };
+        let call = Call {
+            backend: &name,
+            operation: "open",
+            key: location,
+        };
         let path = match location.strip_prefix("file://") {
             Some(path) if path.starts_with('/') => PathBuf::from(path),
             Some(_) => return Err(call.failed("a file URL is written `file:///absolute/path`", false)),
@@ -40,13 +44,25 @@ impl ObjectStoreBackend {
         };
         std::fs::create_dir_all(&path).map_err(|e| call.failed(e, false))?;
         let path = path.canonicalize().map_err(|e| call.failed(e, false))?;
-        let store = LocalFileSystem::new_with_prefix(&path).map_err(|e| call.failed(e, false))?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), name, directory: Some(path), quota: None })
+        let store = LocalFileSystem::new_with_prefix(&path)
+            .map_err(|e| call.failed(e, false))?
+            .with_fsync(true);
+        Ok(Self {
+            store: Arc::new(store),
+            name,
+            directory: Some(path),
+            quota: None,
+        })
     }
 
     /// Any store that the `object_store` crate speaks; `name` is how messages call it.
     pub fn new(store: Arc<dyn ObjectStore>, name: impl Into<String>) -> Self {
-        Self { store, name: name.into(), directory: None, quota: None }
+        Self {
+            store,
+            name: name.into(),
+            directory: None,
+            quota: None,
+        }
     }
 
     /// Limits the bytes that the repository reports as its quota; the store itself enforces its own.
@@ -57,16 +73,18 @@ impl ObjectStoreBackend {
     }
 
     fn call<'a>(&'a self, operation: &'static str, key: &'a str) -> Call<'a> {
-        Call { backend: &self.name, operation, key }
+        Call {
+            backend: &self.name,
+            operation,
+            key,
+        }
     }
 }
 
 fn failure(call: &Call<'_>, error: &StoreError) -> Error {
     match error {
         StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => call.forbidden(error),
-        StoreError::Generic { .. } | StoreError::JoinError { .. } => {
-            call.failed(error, !is_permanent_io(error))
-        }
+        StoreError::Generic { .. } | StoreError::JoinError { .. } => call.failed(error, !is_permanent_io(error)),
         _ => call.failed(error, false),
     }
 }
@@ -103,7 +121,10 @@ impl Backend for ObjectStoreBackend {
         let call = self.call("write", key);
         let (path, payload) = (Path::from(key), PutPayload::from_iter(blob));
         call.attempt(|| {
-            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            let options = PutOptions {
+                mode: PutMode::Create,
+                ..PutOptions::default()
+            };
             let (path, payload) = (path.clone(), payload.clone());
             async move {
                 match self.store.put_opts(&path, payload, options).await {
@@ -139,14 +160,22 @@ impl Backend for ObjectStoreBackend {
         let call = self.call("list", prefix);
         let path = (!prefix.is_empty()).then(|| Path::from(prefix.trim_end_matches('/')));
         call.attempt(|| async {
-            let found: Vec<_> =
-                self.store.list(path.as_ref()).try_collect().await.map_err(|e| failure(&call, &e))?;
+            let found: Vec<_> = self
+                .store
+                .list(path.as_ref())
+                .try_collect()
+                .await
+                .map_err(|e| failure(&call, &e))?;
             found
                 .into_iter()
                 .map(|meta| {
-                    let modified = Timestamp::from_second(meta.last_modified.timestamp())
-                        .map_err(|e| call.failed(e, false))?;
-                    Ok(BlobInfo { key: meta.location.to_string(), size: meta.size, modified })
+                    let modified =
+                        Timestamp::from_second(meta.last_modified.timestamp()).map_err(|e| call.failed(e, false))?;
+                    Ok(BlobInfo {
+                        key: meta.location.to_string(),
+                        size: meta.size,
+                        modified,
+                    })
                 })
                 .collect()
         })
@@ -157,13 +186,17 @@ impl Backend for ObjectStoreBackend {
         let call = self.call("delete", key);
         let path = Path::from(key);
         call.attempt(|| async {
-            absent(self.store.delete(&path).await).map(drop).map_err(|e| failure(&call, &e))
+            absent(self.store.delete(&path).await)
+                .map(drop)
+                .map_err(|e| failure(&call, &e))
         })
         .await
     }
 
     async fn sweep(&self, older_than: Timestamp) -> Result<u64> {
-        let Some(directory) = self.directory.clone() else { return Ok(0) };
+        let Some(directory) = self.directory.clone() else {
+            return Ok(0);
+        };
         let call = self.call("delete", "staged files");
         tokio::task::spawn_blocking(move || sweep_staged(&directory, older_than))
             .await

@@ -95,7 +95,11 @@ impl SecretsBackend {
     }
 
     fn call<'a>(&'a self, operation: &'static str, key: &'a str) -> Call<'a> {
-        Call { backend: &self.name, operation, key }
+        Call {
+            backend: &self.name,
+            operation,
+            key,
+        }
     }
 
     fn secret_name(&self, key: &str, part: usize, content: &str) -> String {
@@ -103,7 +107,11 @@ impl SecretsBackend {
         if part == 0 {
             format!("backstep-{}-{hash}", self.store)
         } else {
-            format!("backstep-{}-{hash}-{part}-{}", self.store, &content[..content.len().min(16)])
+            format!(
+                "backstep-{}-{hash}-{part}-{}",
+                self.store,
+                &content[..content.len().min(16)]
+            )
         }
     }
 
@@ -137,7 +145,10 @@ impl SecretsBackend {
     }
 
     async fn create(&self, call: &Call<'_>, secret: &Secret) -> Result<Put> {
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
         call.attempt(|| async {
             match self.api.create(&params, secret).await {
                 Ok(_) => Ok(Put::Created),
@@ -149,7 +160,8 @@ impl SecretsBackend {
     }
 
     async fn read(&self, call: &Call<'_>, name: &str) -> Result<Option<Secret>> {
-        call.attempt(|| async { self.api.get_opt(name).await.map_err(|e| failure(call, e)) }).await
+        call.attempt(|| async { self.api.get_opt(name).await.map_err(|e| failure(call, e)) })
+            .await
     }
 
     async fn remove(&self, call: &Call<'_>, name: &str) -> Result<()> {
@@ -201,7 +213,10 @@ impl SecretsBackend {
             return Ok(None);
         };
         let layout = layout(secret.metadata.annotations.as_ref()).ok_or_else(|| {
-            Error::corrupt(key, "the annotations of its Secret were changed; restore it from a backup of the store")
+            Error::corrupt(
+                key,
+                "the annotations of its Secret were changed; restore it from a backup of the store",
+            )
         })?;
         self.remember(key, &layout);
         let data = data_of(key, secret)?;
@@ -216,7 +231,10 @@ impl SecretsBackend {
 
     async fn part(&self, call: &Call<'_>, key: &str, part: usize, layout: &Layout) -> Result<Bytes> {
         let Some(secret) = self.read(call, &self.secret_name(key, part, &layout.content)).await? else {
-            return Err(Error::corrupt(key, format!("part {part} of {} is missing", layout.parts)));
+            return Err(Error::corrupt(
+                key,
+                format!("part {part} of {} is missing", layout.parts),
+            ));
         };
         let data = data_of(key, secret)?;
         let expected = part_range(part, layout.size);
@@ -241,8 +259,17 @@ impl SecretsBackend {
         for secret in self.metadata(&call, "").await? {
             let annotations = secret.metadata.annotations.as_ref();
             let Some(layout) = layout(annotations) else { continue };
-            let first = secret.metadata.labels.as_ref().and_then(|l| l.get(PART_LABEL)).is_some_and(|p| p == "first");
-            used += if first { layout.size.min(PART as u64) } else { layout.size };
+            let first = secret
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|l| l.get(PART_LABEL))
+                .is_some_and(|p| p == "first");
+            used += if first {
+                layout.size.min(PART as u64)
+            } else {
+                layout.size
+            };
         }
         *lock(&self.used) = Some(used);
         Ok(used)
@@ -257,7 +284,12 @@ impl SecretsBackend {
         if used + needed <= self.quota {
             return Ok(());
         }
-        Err(Error::QuotaExceeded { backend: self.name.clone(), used, needed, quota: self.quota })
+        Err(Error::QuotaExceeded {
+            backend: self.name.clone(),
+            used,
+            needed,
+            quota: self.quota,
+        })
     }
 
     fn grew(&self, bytes: u64) {
@@ -277,7 +309,8 @@ fn layout(annotations: Option<&BTreeMap<String, String>>) -> Option<Layout> {
 
 fn data_of(key: &str, secret: Secret) -> Result<Bytes> {
     let data = secret.data.and_then(|mut data| data.remove(DATA));
-    data.map(|data| Bytes::from(data.0)).ok_or_else(|| Error::corrupt(key, "its Secret holds no data"))
+    data.map(|data| Bytes::from(data.0))
+        .ok_or_else(|| Error::corrupt(key, "its Secret holds no data"))
 }
 
 fn part_range(part: usize, size: u64) -> Range<u64> {
@@ -288,17 +321,26 @@ fn part_range(part: usize, size: u64) -> Range<u64> {
 /// What an API server's refusal means for a store.
 fn failure(call: &Call<'_>, error: kube::Error) -> Error {
     let kube::Error::Api(status) = error else {
-        return call.failed(&error, !matches!(error, kube::Error::SerdeError(_) | kube::Error::BuildRequest(_)));
+        return call.failed(
+            &error,
+            !matches!(error, kube::Error::SerdeError(_) | kube::Error::BuildRequest(_)),
+        );
     };
     let mut failed = match status.code {
         // A ResourceQuota refuses with 403; only the text tells it from a missing right.
         403 if status.message.contains("exceeded quota") => call.failed(
-            format!("{}; raise the ResourceQuota of the operator's namespace", status.message),
+            format!(
+                "{}; raise the ResourceQuota of the operator's namespace",
+                status.message
+            ),
             false,
         ),
         401 | 403 => call.forbidden(&status.message),
         413 => call.failed(
-            format!("{}; the API server takes less than usual, raise its request limit", status.message),
+            format!(
+                "{}; the API server takes less than usual, raise its request limit",
+                status.message
+            ),
             false,
         ),
         429 | 500..=599 => call.failed(&status.message, true),
@@ -306,8 +348,8 @@ fn failure(call: &Call<'_>, error: kube::Error) -> Error {
         _ => call.failed(&status.message, false),
     };
     if let (Error::Backend { retry_after, .. }, Some(details)) = (&mut failed, &status.details) {
-        *retry_after = (details.retry_after_seconds > 0)
-            .then(|| Duration::from_secs(u64::from(details.retry_after_seconds)));
+        *retry_after =
+            (details.retry_after_seconds > 0).then(|| Duration::from_secs(u64::from(details.retry_after_seconds)));
     }
     failed
 }
@@ -344,7 +386,8 @@ impl Backend for SecretsBackend {
             let theirs = self.first(&call, key).await?;
             if theirs.is_some_and(|(theirs, _)| theirs.content != layout.content) {
                 for part in 1..parts {
-                    self.remove(&call, &self.secret_name(key, part, &layout.content)).await?;
+                    self.remove(&call, &self.secret_name(key, part, &layout.content))
+                        .await?;
                 }
             }
         }
@@ -353,7 +396,9 @@ impl Backend for SecretsBackend {
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         let call = self.call("read", key);
-        let Some((layout, first)) = self.first(&call, key).await? else { return Ok(None) };
+        let Some((layout, first)) = self.first(&call, key).await? else {
+            return Ok(None);
+        };
         if first.len() as u64 != part_range(0, layout.size).end {
             return Err(Error::corrupt(key, format!("part 0 has {} bytes", first.len())));
         }
@@ -385,7 +430,10 @@ impl Backend for SecretsBackend {
             },
         };
         if range.end > layout.size || range.start > range.end {
-            return Err(Error::corrupt(key, format!("has {} bytes, {} expected", layout.size, range.end)));
+            return Err(Error::corrupt(
+                key,
+                format!("has {} bytes, {} expected", layout.size, range.end),
+            ));
         }
         let mut bytes = BytesMut::new();
         for part in 0..layout.parts {
@@ -414,26 +462,41 @@ impl Backend for SecretsBackend {
     async fn list(&self, prefix: &str) -> Result<Vec<BlobInfo>> {
         let call = self.call("list", prefix);
         let class = prefix.trim_end_matches('/');
-        let class = if class.is_empty() { String::new() } else { format!(",{CLASS_LABEL}={class}") };
+        let class = if class.is_empty() {
+            String::new()
+        } else {
+            format!(",{CLASS_LABEL}={class}")
+        };
         let found = self.metadata(&call, &format!(",{PART_LABEL}=first{class}")).await?;
         let mut blobs = Vec::with_capacity(found.len());
         for secret in found {
             let annotations = secret.metadata.annotations.as_ref();
-            let (Some(key), Some(layout)) = (annotations.and_then(|a| a.get(KEY_ANNOTATION)), layout(annotations)) else {
+            let (Some(key), Some(layout)) = (annotations.and_then(|a| a.get(KEY_ANNOTATION)), layout(annotations))
+            else {
                 continue;
             };
             self.remember(key, &layout);
-            let modified = secret.metadata.creation_timestamp.map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-            blobs.push(BlobInfo { key: key.clone(), size: layout.size, modified });
+            let modified = secret
+                .metadata
+                .creation_timestamp
+                .map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+            blobs.push(BlobInfo {
+                key: key.clone(),
+                size: layout.size,
+                modified,
+            });
         }
         Ok(blobs)
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
         let call = self.call("delete", key);
-        let Some((layout, _)) = self.first(&call, key).await? else { return Ok(()) };
+        let Some((layout, _)) = self.first(&call, key).await? else {
+            return Ok(());
+        };
         for part in 0..layout.parts {
-            self.remove(&call, &self.secret_name(key, part, &layout.content)).await?;
+            self.remove(&call, &self.secret_name(key, part, &layout.content))
+                .await?;
         }
         lock(&self.layouts).remove(key);
         if let Some(used) = lock(&self.used).as_mut() {
@@ -448,11 +511,18 @@ impl Backend for SecretsBackend {
         let mut leftovers = Vec::new();
         for secret in self.metadata(&call, "").await? {
             let annotations = secret.metadata.annotations.as_ref();
-            let (Some(key), Some(layout)) = (annotations.and_then(|a| a.get(KEY_ANNOTATION)), layout(annotations)) else {
+            let (Some(key), Some(layout)) = (annotations.and_then(|a| a.get(KEY_ANNOTATION)), layout(annotations))
+            else {
                 continue;
             };
             let owner = (key.clone(), layout.content);
-            match secret.metadata.labels.as_ref().and_then(|labels| labels.get(PART_LABEL)).map(String::as_str) {
+            match secret
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(PART_LABEL))
+                .map(String::as_str)
+            {
                 Some("first") => {
                     owners.insert(owner);
                 }
@@ -463,7 +533,9 @@ impl Backend for SecretsBackend {
         let mut removed = 0;
         for (owner, metadata) in leftovers {
             let old = metadata.creation_timestamp.is_none_or(|time| time.0 < older_than);
-            let Some(name) = metadata.name.filter(|_| old && !owners.contains(&owner)) else { continue };
+            let Some(name) = metadata.name.filter(|_| old && !owners.contains(&owner)) else {
+                continue;
+            };
             self.remove(&call, &name).await?;
             removed += 1;
         }

@@ -52,7 +52,8 @@ impl Buffer {
         for (position, kind) in (0u32..).zip(order) {
             rank[kind as usize] = position;
         }
-        self.rows.sort_by(|a, b| (rank[a.kind as usize], &a.name).cmp(&(rank[b.kind as usize], &b.name)));
+        self.rows
+            .sort_by(|a, b| (rank[a.kind as usize], &a.name).cmp(&(rank[b.kind as usize], &b.name)));
         // The last word on an identity counts; dedup keeps the first of a group.
         self.rows.reverse();
         self.rows.dedup_by(|a, b| a.kind == b.kind && a.name == b.name);
@@ -74,11 +75,25 @@ impl Buffer {
                 let kind = &self.kinds[row.kind as usize];
                 ObjectId::new(&kind.group, &kind.kind, &*row.name)
             };
-            let (Some(first), Some(last)) = (rows.first().map(id), rows.last().map(id)) else { continue };
-            let above = self.segments.iter().filter(|(s, end)| s.first <= last && first <= *end).map(|(s, _)| s.run + 1);
+            let (Some(first), Some(last)) = (rows.first().map(id), rows.last().map(id)) else {
+                continue;
+            };
+            let above = self
+                .segments
+                .iter()
+                .filter(|(s, end)| s.first <= last && first <= *end)
+                .map(|(s, _)| s.run + 1);
             let run = above.max().unwrap_or(self.first_run);
             let entries = u32::try_from(rows.len()).unwrap_or(u32::MAX);
-            self.segments.push((SegmentRef { digest, run, entries, first }, last));
+            self.segments.push((
+                SegmentRef {
+                    digest,
+                    run,
+                    entries,
+                    first,
+                },
+                last,
+            ));
         }
         self.rows.shrink_to_fit();
         Ok(())
@@ -137,8 +152,16 @@ pub struct BuiltManifest {
 
 impl ManifestBuilder {
     pub(in crate::repository) fn new(writer: Arc<WriterInner>, previous: Option<Arc<SnapshotRecord>>) -> Self {
-        let first_run = previous.iter().flat_map(|p| p.segments.iter()).map(|s| s.run + 1).max().unwrap_or(0);
-        let buffer = Arc::new(Mutex::new(Buffer { first_run, ..Buffer::default() }));
+        let first_run = previous
+            .iter()
+            .flat_map(|p| p.segments.iter())
+            .map(|s| s.run + 1)
+            .max()
+            .unwrap_or(0);
+        let buffer = Arc::new(Mutex::new(Buffer {
+            first_run,
+            ..Buffer::default()
+        }));
         writer.register(&buffer);
         Self {
             writer,
@@ -168,21 +191,34 @@ impl ManifestBuilder {
         }
         self.skip_to(at, Some(name)).await?;
         let state = &self.states[at];
-        Ok(state.walk.as_ref().map(|walk| &walk.1).filter(|entry| state.same_header && entry.name == name).cloned())
+        Ok(state
+            .walk
+            .as_ref()
+            .map(|walk| &walk.1)
+            .filter(|entry| state.same_header && entry.name == name)
+            .cloned())
     }
 
     /// Adds an entry whose content, and what is kept beside it, were put before. The last of two entries with one identity counts.
     pub async fn add(&mut self, kind: &KindHeader, entry: Entry) -> Result<()> {
         if entry.name.is_empty() || entry.name.len() > MAX_NAME {
-            return Err(Error::Invalid(format!("a name has 1 to {MAX_NAME} bytes, not {}", entry.name.len())));
+            return Err(Error::Invalid(format!(
+                "a name has 1 to {MAX_NAME} bytes, not {}",
+                entry.name.len()
+            )));
         }
         let missing = |digest: &Digest, what: &str| Error::MissingChunk {
             digest: *digest,
             what: format!("{what} of {}", entry.id(kind)),
         };
-        let known = self.writer.known(&entry.content).ok_or_else(|| missing(&entry.content, "the content"))?;
+        let known = self
+            .writer
+            .known(&entry.content)
+            .ok_or_else(|| missing(&entry.content, "the content"))?;
         if let Some(beside) = &entry.beside {
-            self.writer.known(beside).ok_or_else(|| missing(beside, "what is kept beside"))?;
+            self.writer
+                .known(beside)
+                .ok_or_else(|| missing(beside, "what is kept beside"))?;
         }
         let at = self.state(kind).await?;
         let in_order = self.states[at].last.as_deref().is_none_or(|last| &*entry.name > last);
@@ -191,7 +227,12 @@ impl ManifestBuilder {
             match self.states[at].walk.take() {
                 Some(mut walk) if walk.1.name == entry.name => {
                     let kind = &self.states[at].header;
-                    match walk.0.next().await?.filter(|(next, _)| next.group == kind.group && next.kind == kind.kind) {
+                    match walk
+                        .0
+                        .next()
+                        .await?
+                        .filter(|(next, _)| next.group == kind.group && next.kind == kind.kind)
+                    {
                         Some((_, next)) => {
                             let before = std::mem::replace(&mut walk.1, next);
                             self.states[at].walk = Some(walk);
@@ -213,7 +254,11 @@ impl ManifestBuilder {
         match &before {
             Some(before) if before.content == entry.content => self.counts.unchanged += 1,
             other => {
-                *if other.is_some() { &mut self.counts.changed } else { &mut self.counts.added } += 1;
+                *if other.is_some() {
+                    &mut self.counts.changed
+                } else {
+                    &mut self.counts.added
+                } += 1;
                 if known == Known::Writing {
                     self.new += u64::from(entry.size);
                 }
@@ -247,20 +292,27 @@ impl ManifestBuilder {
 
     /// Index of a kind's state; the first call for a kind finds its place in the previous snapshot.
     async fn state(&mut self, kind: &KindHeader) -> Result<usize> {
-        if self.states.get(self.current).is_some_and(|state| *state.header == *kind) {
+        if self
+            .states
+            .get(self.current)
+            .is_some_and(|state| *state.header == *kind)
+        {
             return Ok(self.current);
         }
         let id = (kind.group.clone(), kind.kind.clone());
         if let Some(at) = self.by_id.get(&id) {
             if *self.states[*at].header != *kind {
-                return Err(Error::Invalid(format!("kind {}/{} is added with two headers", kind.group, kind.kind)));
+                return Err(Error::Invalid(format!(
+                    "kind {}/{} is added with two headers",
+                    kind.group, kind.kind
+                )));
             }
             self.current = *at;
             return Ok(*at);
         }
         let (mut walk, mut same_header) = (None, false);
         if let Some(previous) = &self.previous {
-            let mut cursor = Cursor::new(ChunkSource::Committed(self.writer.repository.clone()), &previous.segments);
+            let mut cursor = Cursor::of(&self.writer.repository, previous, true);
             cursor.seek((&kind.group, &kind.kind, "")).await?;
             if let Some((found, entry)) = cursor.next().await?
                 && found.group == kind.group
@@ -272,19 +324,28 @@ impl ManifestBuilder {
         }
         let header = Arc::new(kind.clone());
         self.buffer.lock().await.kinds.push(header.clone());
-        self.states.push(KindState { header, last: None, walk, same_header });
+        self.states.push(KindState {
+            header,
+            last: None,
+            walk,
+            same_header,
+        });
         self.current = self.states.len() - 1;
         self.by_id.insert(id, self.current);
         Ok(self.current)
     }
 
     async fn look_up(&self, at: usize, name: &str) -> Result<Option<Entry>> {
-        let Some(previous) = &self.previous else { return Ok(None) };
+        let Some(previous) = &self.previous else {
+            return Ok(None);
+        };
         let kind = &self.states[at].header;
-        let mut cursor = Cursor::new(ChunkSource::Committed(self.writer.repository.clone()), &previous.segments);
+        let mut cursor = Cursor::of(&self.writer.repository, previous, true);
         cursor.seek((&kind.group, &kind.kind, name)).await?;
         let found = cursor.next().await?;
-        Ok(found.filter(|(k, e)| e.name == name && k.group == kind.group && k.kind == kind.kind).map(|(_, e)| e))
+        Ok(found
+            .filter(|(k, e)| e.name == name && k.group == kind.group && k.kind == kind.kind)
+            .map(|(_, e)| e))
     }
 
     /// Entries of the previous snapshot before `name` are gone; without a name all that are left.
@@ -296,7 +357,11 @@ impl ManifestBuilder {
                 return Ok(());
             }
             let kind = state.header.clone();
-            let next = walk.0.next().await?.filter(|(next, _)| next.group == kind.group && next.kind == kind.kind);
+            let next = walk
+                .0
+                .next()
+                .await?
+                .filter(|(next, _)| next.group == kind.group && next.kind == kind.kind);
             let gone = match next {
                 Some((_, next)) => std::mem::replace(&mut walk.1, next),
                 None => match state.walk.take() {
@@ -316,20 +381,31 @@ impl ManifestBuilder {
 
     async fn push(&mut self, row: Row) -> Result<()> {
         self.buffer.lock().await.rows.push(row);
-        if self.writer.buffer_grew() { self.writer.spill().await } else { Ok(()) }
+        if self.writer.buffer_grew() {
+            self.writer.spill().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Kinds of the previous snapshot that no entry was added of.
     async fn remove_unseen_kinds(&mut self) -> Result<()> {
-        let Some(previous) = self.previous.clone() else { return Ok(()) };
-        let mut cursor = Cursor::new(ChunkSource::Committed(self.writer.repository.clone()), &previous.segments);
+        let Some(previous) = self.previous.clone() else {
+            return Ok(());
+        };
+        let mut cursor = Cursor::of(&self.writer.repository, &previous, true);
         while let Some((kind, entry)) = cursor.next().await? {
             let id = (kind.group.clone(), kind.kind.clone());
             if !self.by_id.contains_key(&id) {
                 let header = kind.clone();
                 let at = self.states.len();
                 self.buffer.lock().await.kinds.push(header.clone());
-                self.states.push(KindState { header, last: None, walk: None, same_header: true });
+                self.states.push(KindState {
+                    header,
+                    last: None,
+                    walk: None,
+                    same_header: true,
+                });
                 self.by_id.insert(id, at);
                 let at = u32::try_from(at).unwrap_or(u32::MAX);
                 self.remove(at, &entry).await?;
@@ -366,7 +442,9 @@ impl ManifestBuilder {
         let below = previous.as_ref().map_or(&[][..], |p| &p.segments);
         let touched = !buffer.rows.is_empty() || !buffer.segments.is_empty();
         let same_content = !self.disordered && self.counts.added + self.counts.changed + self.counts.removed == 0;
-        let same_digest = previous.as_ref().filter(|p| same_content && p.digest_extra == self.digest_extra);
+        let same_digest = previous
+            .as_ref()
+            .filter(|p| same_content && p.digest_extra == self.digest_extra);
         let mut digest = same_digest.map(|p| p.digest);
         let mut segments: Arc<[SegmentRef]> = previous.as_ref().map_or_else(|| Arc::from([]), |p| p.segments.clone());
         if touched {
@@ -376,7 +454,12 @@ impl ManifestBuilder {
                 if self.disordered {
                     self.counts.captured = buffer.rows.len() as u64;
                     self.counts.added = self.counts.captured;
-                    self.logical = buffer.rows.iter().filter_map(|row| row.content).map(|(_, size)| i64::from(size)).sum();
+                    self.logical = buffer
+                        .rows
+                        .iter()
+                        .filter_map(|row| row.content)
+                        .map(|(_, size)| i64::from(size))
+                        .sum();
                 }
             }
             buffer.flush(&self.writer).await?;
@@ -388,7 +471,11 @@ impl ManifestBuilder {
             digest = Some(walked);
             segments = compacted.unwrap_or(segments);
         }
-        let sizes = Sizes { logical: self.logical.max(0).cast_unsigned(), new: self.new, stored: 0 };
+        let sizes = Sizes {
+            logical: self.logical.max(0).cast_unsigned(),
+            new: self.new,
+            stored: 0,
+        };
         Ok(BuiltManifest {
             digest: digest.unwrap_or_else(|| SnapshotDigest::new().finish(self.digest_extra.as_ref())),
             counts: self.counts,
@@ -425,8 +512,13 @@ impl ManifestBuilder {
         let source = ChunkSource::Writing(self.writer.clone());
         let mut cursor = Cursor::new(source, segments);
         let mut before = self.disordered.then(|| {
-            let below = self.previous.as_ref().map_or(&[][..], |p| &p.segments);
-            Recount::new(Cursor::new(ChunkSource::Committed(self.writer.repository.clone()), below))
+            let committed = || ChunkSource::Committed(self.writer.repository.clone());
+            let none = || Cursor::new(committed(), &[]);
+            Recount::new(
+                self.previous
+                    .as_ref()
+                    .map_or_else(none, |p| Cursor::of(&self.writer.repository, p, true)),
+            )
         });
         let mut digest = SnapshotDigest::new();
         while let Some((kind, entry)) = cursor.next().await? {
@@ -438,7 +530,10 @@ impl ManifestBuilder {
             if buffer.kinds.last() != Some(&kind) {
                 buffer.kinds.push(kind);
             }
-            buffer.rows.push(Row::whole(u32::try_from(buffer.kinds.len() - 1).unwrap_or(u32::MAX), &entry));
+            buffer.rows.push(Row::whole(
+                u32::try_from(buffer.kinds.len() - 1).unwrap_or(u32::MAX),
+                &entry,
+            ));
             self.writer.buffer_grew();
             if buffer.rows.len() == MAX_ROWS {
                 buffer.flush(&self.writer).await?;
@@ -488,7 +583,13 @@ struct Recount {
 
 impl Recount {
     fn new(cursor: Cursor) -> Self {
-        Self { cursor, next: None, started: false, counts: Counts::default(), logical: 0 }
+        Self {
+            cursor,
+            next: None,
+            started: false,
+            counts: Counts::default(),
+            logical: 0,
+        }
     }
 
     async fn entry(&mut self, kind: &KindHeader, entry: &Entry) -> Result<()> {
@@ -496,7 +597,11 @@ impl Recount {
             (self.next, self.started) = (self.cursor.next().await?, true);
         }
         let key = sort_key(kind, &entry.name);
-        while self.next.as_ref().is_some_and(|(kind, before)| sort_key(kind, &before.name) < key) {
+        while self
+            .next
+            .as_ref()
+            .is_some_and(|(kind, before)| sort_key(kind, &before.name) < key)
+        {
             self.counts.removed += 1;
             self.next = self.cursor.next().await?;
         }
@@ -504,7 +609,11 @@ impl Recount {
         self.logical += i64::from(entry.size);
         match self.next.take_if(|(kind, before)| sort_key(kind, &before.name) == key) {
             Some((_, before)) => {
-                *if before.content == entry.content { &mut self.counts.unchanged } else { &mut self.counts.changed } += 1;
+                *if before.content == entry.content {
+                    &mut self.counts.unchanged
+                } else {
+                    &mut self.counts.changed
+                } += 1;
                 self.next = self.cursor.next().await?;
             }
             None => self.counts.added += 1,

@@ -75,7 +75,8 @@ impl SnapshotDigest {
     /// Adds the next entry; the caller keeps the order.
     pub fn entry(&mut self, group: &str, kind: &str, name: &str, content: &Digest) {
         for text in [group, kind, name] {
-            self.0.update(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+            self.0
+                .update(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
             self.0.update(text);
         }
         self.0.update(content.as_bytes());

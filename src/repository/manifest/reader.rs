@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures::{Stream, stream};
 
-use super::{ChunkSource, Cursor, Entry, KindHeader, Result, SharedKind};
+use super::{Cursor, Entry, KindHeader, Result, SharedKind};
 use crate::{
     domain::object::ObjectId,
-    repository::{SegmentRef, SnapshotRecord, core::Repository, error::Error},
+    repository::{SnapshotRecord, core::Repository, error::Error},
 };
 
 /// Reads the entries of one snapshot. Holds one segment a run in memory, whatever the size of the snapshot.
@@ -28,8 +28,7 @@ impl ManifestReader {
     }
 
     fn cursor(&self) -> Cursor {
-        let segments: &[SegmentRef] = &self.record.segments;
-        Cursor::new(ChunkSource::Committed(self.repository.clone()), segments)
+        Cursor::of(&self.repository, &self.record, false)
     }
 
     /// All entries, in identity order.
@@ -40,13 +39,20 @@ impl ManifestReader {
     }
 
     /// The entries of one kind, by name. Reads only the segments that hold them.
-    pub fn entries_of(&self, group: &str, kind: &str) -> impl Stream<Item = Result<(SharedKind, Entry)>> + Send + use<> {
+    pub fn entries_of(
+        &self,
+        group: &str,
+        kind: &str,
+    ) -> impl Stream<Item = Result<(SharedKind, Entry)>> + Send + use<> {
         let start = (self.cursor(), false, group.to_owned(), kind.to_owned());
         stream::try_unfold(start, |(mut cursor, sought, group, kind)| async move {
             if !sought {
                 cursor.seek((&group, &kind, "")).await?;
             }
-            let next = cursor.next().await?.filter(|(found, _)| found.group == group && found.kind == kind);
+            let next = cursor
+                .next()
+                .await?
+                .filter(|(found, _)| found.group == group && found.kind == kind);
             Ok(next.map(|entry| (entry, (cursor, true, group, kind))))
         })
     }
@@ -72,10 +78,13 @@ impl ManifestReader {
 
     /// What was given to [`set_extras`](super::ManifestBuilder::set_extras).
     pub async fn extras(&self) -> Result<Option<serde_json::Value>> {
-        let Some(digest) = self.record.extras else { return Ok(None) };
+        let Some(digest) = self.record.extras else {
+            return Ok(None);
+        };
         let bytes = self.repository.read_chunk(&digest).await?;
         let json = serde_json::from_slice(&bytes);
-        json.map(Some).map_err(|e| Error::corrupt(format!("extras {digest}"), e.to_string()))
+        json.map(Some)
+            .map_err(|e| Error::corrupt(format!("extras {digest}"), e.to_string()))
     }
 }
 

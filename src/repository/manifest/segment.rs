@@ -106,7 +106,12 @@ impl Row {
 
     /// The end of an entry.
     pub fn removed(kind: u32, name: &str) -> Self {
-        Self { kind, name: name.into(), removed: true, ..Self::default() }
+        Self {
+            kind,
+            name: name.into(),
+            removed: true,
+            ..Self::default()
+        }
     }
 
     /// What `entry` changes about `before`; `None` when nothing.
@@ -149,7 +154,9 @@ impl Row {
         if let Some(entry) = whole() {
             return Ok(Some(entry));
         }
-        let Some(mut entry) = below else { return malformed(format!("row `{}` changes an entry that is not there", self.name)) };
+        let Some(mut entry) = below else {
+            return malformed(format!("row `{}` changes an entry that is not there", self.name));
+        };
         if let Some((content, size)) = self.content {
             (entry.content, entry.size) = (content, size);
         }
@@ -208,7 +215,9 @@ impl Segment {
     /// The first row at or after `key`.
     pub fn seek(&self, key: &SortKey<'_>) -> usize {
         self.rows.partition_point(|row| {
-            self.kinds.get(row.kind as usize).is_some_and(|kind| sort_key(kind, &row.name) < *key)
+            self.kinds
+                .get(row.kind as usize)
+                .is_some_and(|kind| sort_key(kind, &row.name) < *key)
         })
     }
 }
@@ -240,7 +249,10 @@ pub(in crate::repository) fn encode(kinds: &[SharedKind], rows: &[Row]) -> Vec<u
         for row in *run {
             let shared = before.bytes().zip(row.name.bytes()).take_while(|(a, b)| a == b).count();
             // A prefix must end at a character for the suffix to be text.
-            let shared = (0..=shared).rev().find(|at| row.name.is_char_boundary(*at)).unwrap_or(0);
+            let shared = (0..=shared)
+                .rev()
+                .find(|at| row.name.is_char_boundary(*at))
+                .unwrap_or(0);
             bytes.size(shared);
             bytes.text(&row.name[shared..]);
             before = &row.name;
@@ -287,7 +299,14 @@ pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
         let mut text = || reader.text().map(str::to_owned);
         let (group, version, kind, plural, component) = (text()?, text()?, text()?, text()?, text()?);
         let namespaced = reader.byte()? != 0;
-        kinds.push(Arc::new(KindHeader { group, version, kind, plural, component, namespaced }));
+        kinds.push(Arc::new(KindHeader {
+            group,
+            version,
+            kind,
+            plural,
+            component,
+            namespaced,
+        }));
         lengths.push(reader.count(1)?);
     }
     let total: usize = lengths.iter().sum();
@@ -306,13 +325,25 @@ pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
         for _ in 0..*len {
             let shared = reader.u32()? as usize;
             let suffix = reader.text()?;
-            let Some(prefix) = before.get(..shared) else { return malformed("name shares more than there is") };
+            let Some(prefix) = before.get(..shared) else {
+                return malformed("name shares more than there is");
+            };
             let name = [prefix, suffix].concat();
-            rows.push(Row { kind, name: name.as_str().into(), ..Row::default() });
+            rows.push(Row {
+                kind,
+                name: name.as_str().into(),
+                ..Row::default()
+            });
             before = name;
         }
     }
-    let with = |mask: u8, value: u8| flags.iter().enumerate().filter(move |(_, f)| **f & mask == value).map(|(at, _)| at);
+    let with = |mask: u8, value: u8| {
+        flags
+            .iter()
+            .enumerate()
+            .filter(move |(_, f)| **f & mask == value)
+            .map(|(at, _)| at)
+    };
     for at in with(REMOVED, REMOVED) {
         rows[at].removed = true;
     }
@@ -325,7 +356,9 @@ pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
         rows[at].beside = Some(None);
     }
     for at in with(BESIDE, BESIDE) {
-        let Some(digest) = besides.get(reader.u32()? as usize) else { return malformed("beside is not in the table") };
+        let Some(digest) = besides.get(reader.u32()? as usize) else {
+            return malformed("beside is not in the table");
+        };
         rows[at].beside = Some(Some(*digest));
     }
     let mut before = 0u64;
@@ -375,13 +408,34 @@ mod tests {
     }
 
     fn row() -> impl Strategy<Value = Row> {
-        let entry = (".{0,12}", any::<[u8; 32]>(), any::<u32>(), any::<Option<[u8; 2]>>(), ".{0,6}", any::<Option<u64>>());
+        let entry = (
+            ".{0,12}",
+            any::<[u8; 32]>(),
+            any::<u32>(),
+            any::<Option<[u8; 2]>>(),
+            ".{0,6}",
+            any::<Option<u64>>(),
+        );
         (entry, 0u32..3, any::<u8>()).prop_map(|((name, content, size, beside, uid, revision), kind, mask)| {
-            let uid = if mask & 64 == 0 { uid } else { spell(&content[..16].try_into().unwrap()) };
+            let uid = if mask & 64 == 0 {
+                uid
+            } else {
+                spell(&content[..16].try_into().unwrap())
+            };
             let resource_version = revision.map_or_else(|| "x1".to_owned(), |n| n.to_string());
             let beside = beside.map(|b| Digest::of(&b));
             let content = Digest::from_bytes(content);
-            let mut row = Row::whole(kind, &Entry { name, content, size, beside, uid, resource_version });
+            let mut row = Row::whole(
+                kind,
+                &Entry {
+                    name,
+                    content,
+                    size,
+                    beside,
+                    uid,
+                    resource_version,
+                },
+            );
             if mask & 1 != 0 {
                 return Row::removed(kind, &row.name);
             }
@@ -429,7 +483,7 @@ mod tests {
             let kinds: Vec<_> = (0..3).map(kind).collect();
             let mut bytes = encode(&kinds, &rows);
             let at = at % bytes.len();
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1u8 << bit;
             let _ = decode(&bytes);
         }
     }

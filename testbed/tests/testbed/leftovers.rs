@@ -12,7 +12,20 @@ use crate::support::{DEADLINE, cluster, nothing_left, processes_of};
 struct Owner {
     process: tokio::process::Child,
     directory: PathBuf,
-    _runtime: tempfile::TempDir,
+    runtime: tempfile::TempDir,
+}
+
+impl Owner {
+    /// What the command line prints about this owner's clusters.
+    fn command(&self, arguments: &[&str]) -> String {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_testbed"));
+        let output = command
+            .args(arguments)
+            .env("XDG_RUNTIME_DIR", self.runtime.path())
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
 }
 
 async fn owner() -> Option<Owner> {
@@ -49,7 +62,7 @@ async fn owner() -> Option<Owner> {
     Some(Owner {
         process,
         directory,
-        _runtime: runtime,
+        runtime,
     })
 }
 
@@ -62,6 +75,10 @@ async fn a_killed_owner_leaves_no_process_and_no_directory() {
     })
     .await
     .unwrap();
+    let listed = owner.command(&["list"]);
+    assert!(listed.contains("ended by itself"), "{listed}");
+    assert!(owner.command(&["down", "--name", "owned"]).contains("does not run"));
+    assert_eq!(owner.command(&["list"]), "");
 }
 
 #[tokio::test]
