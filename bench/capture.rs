@@ -8,7 +8,7 @@ use backstep::api::snapshot::{Snapshot, SnapshotPhase, SnapshotSpec};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, ResourceExt};
 use testbed::{Access, ApiRequest, ApiRequests};
 
 use super::load::WRITERS;
@@ -177,7 +177,7 @@ pub async fn delete_all(client: &Client) -> Result<()> {
         .list_metadata(&ListParams::default())
         .await?
         .iter()
-        .filter_map(|s| s.namespace())
+        .filter_map(ResourceExt::namespace)
         .collect();
     futures::stream::iter(left)
         .map(|namespace| async move {

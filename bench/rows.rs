@@ -519,13 +519,15 @@ pub async fn memory(plan: &Plan, small: usize, large: usize, report: &mut Report
     };
     let note = |peak: &Peak| {
         format!(
-            "idle {}, peak {}; {} captured in {:.1} s, {} listed, {} stored",
+            "idle {}, peak {}; {} captured in {:.1} s, {} listed in {} pages, {} stored by {} writes",
             bytes(peak.idle),
-            bytes(peak.peak),
+            bytes(peak.most),
             peak.captured,
             peak.wall.as_secs_f64(),
             bytes(peak.listed),
-            bytes(peak.stored)
+            peak.pages,
+            bytes(peak.stored),
+            peak.writes
         )
     };
     report.add(row(
