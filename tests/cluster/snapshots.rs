@@ -131,8 +131,8 @@ async fn an_unchanged_namespace_gives_the_same_snapshot_and_each_changed_field_e
         ensure!(changed == [kind] && now.len() == last.len(), "after {kind}: {changed:?}");
         last = now;
     }
-    //VERIFY
-    //VERIFY2
+    let report = repository(&installed).await?.verify(|_| {}).await?;
+    ensure!(report.is_clean(), "{report:?}");
     installed.cluster.stop().await
 }
 
@@ -255,8 +255,8 @@ async fn killing_the_operator_and_running_two_never_gives_two_snapshots_one_vers
         // Every Ready snapshot can be read.
         ensure!(entries(&installed, &snapshot).await?.len() >= 26);
     }
-    //VERIFY
-    //VERIFY2
+    let report = repository(&installed).await?.verify(|_| {}).await?;
+    ensure!(report.is_clean(), "{report:?}");
     drop(other);
     installed.cluster.stop().await
 }

@@ -63,6 +63,10 @@ async fn tidy(context: &Context, repository: &Repository, missing_since: &mut Ha
         Ok(freed) => tracing::info!(freed, "contents of Snapshots that are gone are let go"),
         Err(error) => tracing::warn!(error, "contents of Snapshots that are gone cannot be let go"),
     }
+    match repository.maintain().await {
+        Ok(report) => tracing::debug!(?report, "the repository is tidy"),
+        Err(error) => tracing::warn!(%error, "the repository cannot be tidied"),
+    }
     show_usage(context, repository);
 }
 
