@@ -8,12 +8,12 @@ use backstep::api::snapshot::{Snapshot, SnapshotPhase, SnapshotSpec};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, ResourceExt};
 use testbed::{Access, ApiRequest, ApiRequests};
 
 use super::load::WRITERS;
 use super::operator::Operator;
-use super::raw::Resource;
+use super::raw::{self, Resource};
 
 /// A kind's group in requests of Backstep itself.
 const OWN_GROUP: &str = backstep::api::names::GROUP;
@@ -177,7 +177,7 @@ pub async fn delete_all(client: &Client) -> Result<()> {
         .list_metadata(&ListParams::default())
         .await?
         .iter()
-        .filter_map(|s| s.namespace())
+        .filter_map(ResourceExt::namespace)
         .collect();
     futures::stream::iter(left)
         .map(|namespace| async move {
@@ -232,12 +232,10 @@ pub fn status_writes(requests: &ApiRequests) -> u64 {
     })
 }
 
-/// The kinds of a namespace's objects that were listed: what RAW has to list as well.
-pub fn listed(requests: &ApiRequests) -> Vec<Resource> {
+fn listed_if(requests: &ApiRequests, wanted: impl Fn(&ApiRequest) -> bool) -> Vec<Resource> {
     let kinds: BTreeSet<_> = requests
         .iter()
-        .filter(|(request, _)| request.verb == "LIST" && of_others(request))
-        .filter(|(request, _)| !ABOUT_THE_CLUSTER.contains(&request.resource.as_str()))
+        .filter(|(request, _)| request.verb == "LIST" && of_others(request) && wanted(request))
         .map(|(request, _)| Resource {
             group: request.group.clone(),
             version: request.version.clone(),
@@ -245,4 +243,25 @@ pub fn listed(requests: &ApiRequests) -> Vec<Resource> {
         })
         .collect();
     kinds.into_iter().collect()
+}
+
+/// The kinds of a namespace's objects that were listed: what RAW has to list as well.
+pub fn listed(requests: &ApiRequests) -> Vec<Resource> {
+    listed_if(requests, |request| {
+        !ABOUT_THE_CLUSTER.contains(&request.resource.as_str())
+    })
+}
+
+/// The least LIST requests for the kinds that `captured` listed, in `namespace` or in all; the lists about the cluster
+/// (which namespaces there are) are kinds like others.
+///
+/// # Errors
+/// The API server's.
+pub async fn least(client: &Client, captured: &Captured, namespace: Option<&str>) -> Result<u64> {
+    let about = listed_if(&captured.requests, |request| {
+        ABOUT_THE_CLUSTER.contains(&request.resource.as_str())
+    });
+    let objects = raw::counts(client, &listed(&captured.requests), namespace).await?;
+    let cluster = raw::counts(client, &about, None).await?;
+    Ok(raw::least_requests(objects.values().chain(cluster.values())))
 }

@@ -27,6 +27,7 @@ use rows::Plan;
 
 /// Measures captures against a bare client
 #[derive(Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags")]
 struct Options {
     /// A small data set and three pairs
     #[arg(long)]

@@ -60,7 +60,7 @@ pub async fn memory_of(program: &Path, cluster: &Cluster, namespace: &str, count
         .unwrap_or_default();
     Ok(Peak {
         idle: idle.now,
-        peak: memory.peak,
+        most: memory.peak,
         pages,
         listed,
         stored: stored.bytes(),
@@ -76,7 +76,7 @@ pub struct Peak {
     /// Resident before, in bytes.
     pub idle: u64,
     /// Most that was resident, in bytes.
-    pub peak: u64,
+    pub most: u64,
     /// Pages that were asked for.
     pub pages: u64,
     /// Their bytes.
@@ -94,6 +94,6 @@ pub struct Peak {
 impl Peak {
     /// Memory above idle, in bytes.
     pub fn above(&self) -> u64 {
-        self.peak.saturating_sub(self.idle)
+        self.most.saturating_sub(self.idle)
     }
 }

@@ -217,7 +217,7 @@ impl<'a> Bench<'a> {
         .await
         .with_context(|| format!("the operator's log ends with:\n{}", scout.log_tail()))?;
         let resources = capture::listed(&first.requests);
-        let counts = raw::counts(&self.client, &resources, self.scope()).await?;
+        let least = capture::least(&self.client, &first, self.scope()).await?;
         self.raw(&resources).await?;
         let (raw, read) = self.raw(&resources).await?;
         report.add(Row {
@@ -231,14 +231,7 @@ impl<'a> Bench<'a> {
                 None,
             )
         });
-        self.exact(
-            report,
-            &first,
-            raw::least_requests(counts.values()),
-            read,
-            &load::stored(&store)?,
-            &before,
-        );
+        self.exact(report, &first, least, read, &load::stored(&store)?, &before);
         scout.kill().await?;
 
         let mut samples = Samples::default();
@@ -526,13 +519,15 @@ pub async fn memory(plan: &Plan, small: usize, large: usize, report: &mut Report
     };
     let note = |peak: &Peak| {
         format!(
-            "idle {}, peak {}; {} captured in {:.1} s, {} listed, {} stored",
+            "idle {}, peak {}; {} captured in {:.1} s, {} listed in {} pages, {} stored by {} writes",
             bytes(peak.idle),
-            bytes(peak.peak),
+            bytes(peak.most),
             peak.captured,
             peak.wall.as_secs_f64(),
             bytes(peak.listed),
-            bytes(peak.stored)
+            peak.pages,
+            bytes(peak.stored),
+            peak.writes
         )
     };
     report.add(row(
