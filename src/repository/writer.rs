@@ -256,12 +256,12 @@ impl WriterInner {
                     break;
                 };
                 let mut taken = packer.open.remove(&group);
-                // Small rests of alike kinds compress better together.
+                // Small rests compress better together, but digests among text only spoil its code.
                 while let Some(frame) = &mut taken {
                     let Some((&next, more)) = packer.open.first_key_value() else {
                         break;
                     };
-                    if frame.len() + more.len() > FRAME_TARGET {
+                    if frame.group.class() != next.class() || frame.len() + more.len() > FRAME_TARGET {
                         break;
                     }
                     if let Some(more) = packer.open.remove(&next) {

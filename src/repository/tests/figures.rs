@@ -114,3 +114,35 @@ async fn packs_are_about_four_mebibytes() {
     assert!(sizes.iter().all(|size| *size < (4 << 20) + (256 << 10)), "{sizes:?}");
     assert_eq!(contents(&repository, "u1").await.unwrap(), state);
 }
+
+/// Not a test: prints where the bytes go, for tuning.
+#[tokio::test]
+#[ignore = "prints figures at scale"]
+async fn breakdown() {
+    let count: u64 = std::env::var("OBJECTS").map_or(3000, |n| n.parse().unwrap());
+    let level: i32 = std::env::var("LEVEL").map_or(3, |n| n.parse().unwrap());
+    let backend = counting(&memory());
+    let repository = Repository::open(backend.clone(), Options { compression_level: level, ..options() }).await.unwrap();
+    let mut state = realistic_namespace(count, 0);
+    let mut total = 0;
+    for round in 0..30 {
+        if round > 0 {
+            churn(&mut state, round);
+        }
+        let begun = std::time::Instant::now();
+        capture(&repository, &format!("u{round}"), "shop", &state).await.unwrap();
+        let took = begun.elapsed();
+        let cost = put(&backend);
+        total += cost;
+        if round < 3 || round == 29 {
+            let shared = repository.shared();
+            let mut classes = std::collections::BTreeMap::<u32, (u32, u32, u32)>::new();
+            for frame in shared.packs.iter().filter(|p| round == 0 || p.id == shared.packs.last().unwrap().id).flat_map(|p| &p.frames) {
+                let class = classes.entry(frame.group.0 >> 24).or_default();
+                *class = (class.0 + frame.chunks, class.1 + frame.raw, class.2 + frame.len);
+            }
+            println!("{round}: {cost} bytes in {took:?}; class: (chunks, raw, compressed) {classes:?}; journal {}", shared.journal_bytes);
+        }
+    }
+    println!("total {total}");
+}
