@@ -189,7 +189,9 @@ impl Codecs {
     pub fn decompress(&self, compressed: &[u8], limit: usize) -> Decoded<Vec<u8>> {
         let failed = |e: std::io::Error| Malformed(format!("zstd: {e}"));
         let pooled = lock(&self.decompressors).pop();
-        let mut decompressor = pooled.map_or_else(|| zstd::bulk::Decompressor::with_dictionary(DICTIONARY), Ok).map_err(failed)?;
+        let mut decompressor = pooled
+            .map_or_else(|| zstd::bulk::Decompressor::with_dictionary(DICTIONARY), Ok)
+            .map_err(failed)?;
         let raw = decompressor.decompress(compressed, limit).map_err(failed)?;
         let mut pool = lock(&self.decompressors);
         if pool.len() < KEPT {
