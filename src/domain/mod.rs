@@ -2,7 +2,9 @@
 
 pub mod approval;
 pub mod component;
+pub mod gitops;
 pub mod lifecycle;
 pub mod object;
 pub mod plan;
 pub mod snapshot;
+pub mod target;
