@@ -96,7 +96,9 @@ pub struct Items<'a> {
     metadata: PageMeta,
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<&'de RawValue>, D::Error> {
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<&'de RawValue>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -300,8 +302,15 @@ mod tests {
 
     #[test]
     fn a_list_without_objects_is_read_whether_it_says_null_or_nothing() {
-        for body in [&br#"{"metadata":{},"items":null}"#[..], br#"{"metadata":{},"items":[]}"#] {
-            let page = Page { body: Bytes::from_static(body), what: "test".into() };
+        for body in [
+            &br#"{"metadata":{},"items":null}"#[..],
+            br#"{"metadata":{},"items":[]}"#,
+        ] {
+            let page = Page {
+                body: Bytes::from_static(body),
+                what: "test".into(),
+                metadata_only: true,
+            };
             assert!(page.items().unwrap().items.is_empty());
         }
     }
