@@ -5,5 +5,6 @@ mod figures;
 mod cel;
 mod chart;
 mod cli;
+mod incremental;
 mod snapshots;
 mod support;
