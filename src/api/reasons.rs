@@ -91,3 +91,9 @@ pub const PLANNED: &str = "Planned";
 pub const PREFLIGHT_FAILED: &str = "PreflightFailed";
 /// Rollback: the request selects no object of the snapshot.
 pub const NOTHING_SELECTED: &str = "NothingSelected";
+/// Rollback: Flux or Argo CD owns what would be written; the message names the owner.
+pub const GITOPS_MANAGED: &str = "GitOpsManaged";
+/// Rollback: `spec.suspend` holds it.
+pub const SUSPENDED: &str = "Suspended";
+/// Rollback: withdrawn.
+pub const CANCELLED: &str = "Cancelled";

@@ -54,7 +54,8 @@ impl Collection {
         )
     }
 
-    fn path(&self) -> String {
+    /// Path of the collection in URLs.
+    pub fn path(&self) -> String {
         let root = if self.group.is_empty() {
             format!("/api/{}", self.version)
         } else {

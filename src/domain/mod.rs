@@ -6,5 +6,6 @@ pub mod gitops;
 pub mod lifecycle;
 pub mod object;
 pub mod plan;
+pub mod rollback;
 pub mod snapshot;
 pub mod target;

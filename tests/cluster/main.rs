@@ -6,5 +6,6 @@ mod cel;
 mod chart;
 mod cli;
 mod incremental;
+mod plans;
 mod snapshots;
 mod support;
