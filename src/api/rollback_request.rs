@@ -61,6 +61,8 @@ use super::{
         "onFailure: Undo needs the safety snapshot; use Stop or Continue, or leave safetySnapshot on"
     )
 )]
+// Each is a switch of its own in the manifest.
+#[allow(clippy::struct_excessive_bools)]
 pub struct RollbackRequestSpec {
     /// The version to go back to; resolved once, pinned in status, never retargeted.
     pub target: Target,
