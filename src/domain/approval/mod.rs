@@ -2,9 +2,16 @@
 //! ([`state`]), and the one gate before every write ([`permit`]). The rules are `approval.md`; nothing here reads a cluster.
 
 pub mod identity;
+pub mod permit;
+pub mod policy;
+pub mod refusal;
 pub mod satisfiable;
+pub mod seal;
 pub mod state;
 pub mod tally;
 
 pub use identity::{Exclusion, Exclusions, People, Person};
+pub use permit::{Clearance, ExecutionPermit, Gate, clear, resume};
+pub use policy::{Chosen, NoRoute, Route, choose};
+pub use refusal::{Consequence, Refusal};
 pub use tally::{Ballot, NotCounted, Tally, Verdict, Vote, tally};

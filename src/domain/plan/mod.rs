@@ -22,7 +22,7 @@ mod quantity;
 pub mod risk;
 pub mod scope;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod widening;
 mod workload;
 
