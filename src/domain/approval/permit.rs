@@ -14,15 +14,14 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
-
 use super::{
-    refusal::{Refusal, Refusal::*},
+    gate::{Approval, Gate, Hold, Known, Target},
+    refusal::Refusal,
     state,
     tally::Verdict,
 };
 use crate::{
-    api::{approval_request::ApprovalPhase, reference::RiskLevel, rollback_request::Conflict},
+    api::approval_request::ApprovalPhase,
     domain::{
         object::{Digest, ObjectId},
         plan::{
@@ -31,121 +30,6 @@ use crate::{
         },
     },
 };
-
-/// An answer that may be missing. Not known is never yes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Known<T> {
-    /// It was read just now.
-    Is(T),
-    /// It could not be read, and why.
-    Unknown(String),
-}
-
-impl<T> Known<T> {
-    fn or(&self, refusal: impl FnOnce(String) -> Refusal) -> Result<&T, Refusal> {
-        match self {
-            Self::Is(value) => Ok(value),
-            Self::Unknown(why) => Err(refusal(why.clone())),
-        }
-    }
-}
-
-/// The guard: admission policies and CRDs as they must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guard {
-    /// Whether everything is in place and the canaries are refused.
-    pub healthy: bool,
-    /// The present epoch.
-    pub epoch: String,
-}
-
-/// Namespace and `RollbackRequest`, read just now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// UID of the namespace.
-    pub namespace_uid: String,
-    /// Whether the namespace is being deleted.
-    pub namespace_terminating: bool,
-    /// UID of the request.
-    pub request_uid: String,
-    /// Whether the request is being deleted.
-    pub request_terminating: bool,
-    /// `spec.suspend`.
-    pub suspended: bool,
-    /// `spec.cancel`.
-    pub cancelled: bool,
-}
-
-/// The `ApprovalRequest`, read just now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Approval {
-    /// UID of the `RollbackRequest` that it names.
-    pub request_uid: String,
-    /// `status.phase`.
-    pub phase: ApprovalPhase,
-    /// `status.executionID`.
-    pub execution: Option<String>,
-    /// `spec.planDigest`.
-    pub plan_digest: Digest,
-    /// Digest of the policy that was frozen.
-    pub policy_digest: Digest,
-    /// `status.guardEpoch`.
-    pub epoch: Option<String>,
-    /// `status.approvalExpiresAt`; without one an `Approved` request is not usable.
-    pub usable_until: Option<Timestamp>,
-    /// `spec.notBefore`.
-    pub not_before: Option<Timestamp>,
-    /// Risk that was approved.
-    pub risk: RiskLevel,
-    /// Whether the seal over the counted decisions is the one that this operator makes.
-    pub seal_is_ours: bool,
-}
-
-/// Whether windows and freezes let it run now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// They do.
-    None,
-    /// They do not, until then.
-    Until(Timestamp),
-    /// They do not, and no end is in sight.
-    NoEnd,
-}
-
-/// Everything that the gate asks, from quorum reads made just now.
-#[derive(Clone, Debug)]
-pub struct Gate {
-    /// The time.
-    pub now: Timestamp,
-    /// UID of the namespace when the plan was made.
-    pub namespace_uid: String,
-    /// UID of the `RollbackRequest`.
-    pub request_uid: String,
-    /// 1: the guard.
-    pub guard: Known<Guard>,
-    /// 2: namespace and request.
-    pub target: Known<Target>,
-    /// 3: the approval.
-    pub approval: Known<Approval>,
-    /// 3: windows and freezes.
-    pub hold: Hold,
-    /// 4: digest of the policy now; `None` where it is gone.
-    pub policy_digest: Known<Option<Digest>>,
-    /// 5: the decisions, counted again with fresh access reviews. Break-glass does not ask for it.
-    pub verdict: Known<Verdict>,
-    /// 6: UID and digest of the Snapshot now; `None` where it is gone.
-    pub snapshot: Known<Option<(String, Digest)>>,
-    /// 7: the items of the approved plan, kept with it.
-    pub approved_items: Vec<BoundItem>,
-    /// 7: what happens to objects that moved.
-    pub conflict: Conflict,
-    /// 7: the risk level, computed again.
-    pub risk: RiskLevel,
-    /// 8: items for which the acting user lacks a right, with verb and resource; empty where it has them all.
-    pub missing_rights: Known<Vec<String>>,
-    /// 9: the execution of this request that the ledger holds.
-    pub executed: Known<Option<String>>,
-}
 
 /// Everything but the latch is as it must be: steps 1 to 9 are passed. What is left is to consume the approval.
 #[derive(Debug)]
@@ -209,38 +93,38 @@ pub enum Purpose {
 /// # Errors
 /// The first thing that is not so; nothing may be written.
 pub fn clear(gate: &Gate, plan: Plan<Bound>) -> Result<Clearance, Refusal> {
-    let approval = gate.approval.or(ApprovalUnknown);
+    let approval = gate.approval.or(Refusal::ApprovalUnknown);
     guard(
         gate,
         approval.as_ref().ok().and_then(|approval| approval.epoch.as_deref()),
     )?;
     let target = same_target(gate)?;
     if target.suspended {
-        return Err(Suspended);
+        return Err(Refusal::Suspended);
     }
     let approval = approval?;
     usable(gate, approval)?;
-    match gate.policy_digest.or(PolicyUnknown)? {
+    match gate.policy_digest.or(Refusal::PolicyUnknown)? {
         Some(digest) if *digest == approval.policy_digest => {}
-        Some(_) | None => return Err(PolicyChanged),
+        Some(_) | None => return Err(Refusal::PolicyChanged),
     }
     if approval.phase == ApprovalPhase::Approved {
-        match gate.verdict.or(CountUnknown)? {
+        match gate.verdict.or(Refusal::CountUnknown)? {
             Verdict::Approved => {}
-            Verdict::Undetermined => return Err(CountUnknown("an objection could not be checked".to_owned())),
+            Verdict::Undetermined => return Err(Refusal::CountUnknown("an objection could not be checked".to_owned())),
             verdict @ (Verdict::Pending(_)
             | Verdict::Rejected(_)
             | Verdict::Revoked
             | Verdict::Expired
             | Verdict::AwaitingReview
-            | Verdict::Reviewed) => return Err(NotApprovedAnyMore(verdict.clone())),
+            | Verdict::Reviewed) => return Err(Refusal::NotApprovedAnyMore(verdict.clone())),
         }
     }
     same_snapshot(gate, &plan)?;
     let kept = same_plan(gate, approval, &plan)?;
     has_rights(gate)?;
-    if let Some(execution) = gate.executed.or(LedgerUnknown)? {
-        return Err(AlreadyExecuted(execution.clone()));
+    if let Some(execution) = gate.executed.or(Refusal::LedgerUnknown)? {
+        return Err(Refusal::AlreadyExecuted(execution.clone()));
     }
     let emergency = approval.phase == ApprovalPhase::BreakGlass;
     Ok(Clearance {
@@ -279,8 +163,8 @@ impl Clearance {
                 execution: stored,
                 ..self.permit
             }),
-            Latch::Taken { .. } | Latch::Lost => Err(LatchLost),
-            Latch::Unknown(why) => Err(LatchUnknown(why)),
+            Latch::Taken { .. } | Latch::Lost => Err(Refusal::LatchLost),
+            Latch::Unknown(why) => Err(Refusal::LatchUnknown(why)),
         }
     }
 }
@@ -295,32 +179,32 @@ impl Clearance {
 /// # Errors
 /// The first thing that is not so; nothing may be written.
 pub fn resume(gate: &Gate, execution: &str, purpose: &Purpose, plan: Plan<Bound>) -> Result<ExecutionPermit, Refusal> {
-    let approval = gate.approval.or(ApprovalUnknown);
+    let approval = gate.approval.or(Refusal::ApprovalUnknown);
     guard(
         gate,
         approval.as_ref().ok().and_then(|approval| approval.epoch.as_deref()),
     )?;
     match same_target(gate) {
-        Err(Cancelled) if matches!(purpose, Purpose::Undo(_)) => {}
+        Err(Refusal::Cancelled) if matches!(purpose, Purpose::Undo(_)) => {}
         other => drop(other?),
     }
     let approval = approval?;
     if approval.request_uid != gate.request_uid {
-        return Err(OtherRequest);
+        return Err(Refusal::OtherRequest);
     }
     if !state::is_used(approval.phase) {
-        return Err(NotApproved(approval.phase));
+        return Err(Refusal::NotApproved(approval.phase));
     }
     if approval.execution.as_deref() != Some(execution) || execution.is_empty() {
-        return Err(AlreadyExecuted(approval.execution.clone().unwrap_or_default()));
+        return Err(Refusal::AlreadyExecuted(approval.execution.clone().unwrap_or_default()));
     }
     if !approval.seal_is_ours {
-        return Err(BrokenSeal);
+        return Err(Refusal::BrokenSeal);
     }
     if *purpose == Purpose::Continue {
         same_snapshot(gate, &plan)?;
         if plan_digest(plan.binding(), &gate.approved_items) != approval.plan_digest {
-            return Err(PlanChanged(Vec::new()));
+            return Err(Refusal::PlanChanged(Vec::new()));
         }
     }
     let outside: BTreeSet<ObjectId> = plan
@@ -335,11 +219,11 @@ pub fn resume(gate: &Gate, execution: &str, purpose: &Purpose, plan: Plan<Bound>
         .map(|item| item.object.clone())
         .collect();
     if !outside.is_empty() {
-        return Err(PlanChanged(outside.into_iter().collect()));
+        return Err(Refusal::PlanChanged(outside.into_iter().collect()));
     }
     has_rights(gate)?;
-    match gate.executed.or(LedgerUnknown)? {
-        Some(other) if other != execution => return Err(AlreadyExecuted(other.clone())),
+    match gate.executed.or(Refusal::LedgerUnknown)? {
+        Some(other) if other != execution => return Err(Refusal::AlreadyExecuted(other.clone())),
         Some(_) | None => {}
     }
     Ok(ExecutionPermit {
@@ -354,34 +238,34 @@ pub fn resume(gate: &Gate, execution: &str, purpose: &Purpose, plan: Plan<Bound>
 
 /// Step 1. An approval without an epoch was made in none.
 fn guard(gate: &Gate, epoch: Option<&str>) -> Result<(), Refusal> {
-    let guard = gate.guard.or(GuardUnknown)?;
+    let guard = gate.guard.or(Refusal::GuardUnknown)?;
     if !guard.healthy {
-        return Err(GuardUnhealthy);
+        return Err(Refusal::GuardUnhealthy);
     }
     // Where the approval could not be read, step 3 says so.
     if matches!(gate.approval, Known::Is(_)) && epoch != Some(guard.epoch.as_str()) {
-        return Err(EpochChanged);
+        return Err(Refusal::EpochChanged);
     }
     Ok(())
 }
 
 /// Step 2, without `suspend`.
 fn same_target(gate: &Gate) -> Result<&Target, Refusal> {
-    let target = gate.target.or(TargetUnknown)?;
+    let target = gate.target.or(Refusal::TargetUnknown)?;
     if target.namespace_uid != gate.namespace_uid {
-        return Err(NamespaceReplaced);
+        return Err(Refusal::NamespaceReplaced);
     }
     if target.namespace_terminating {
-        return Err(NamespaceTerminating);
+        return Err(Refusal::NamespaceTerminating);
     }
     if target.request_uid != gate.request_uid {
-        return Err(RequestReplaced);
+        return Err(Refusal::RequestReplaced);
     }
     if target.request_terminating {
-        return Err(RequestTerminating);
+        return Err(Refusal::RequestTerminating);
     }
     if target.cancelled {
-        return Err(Cancelled);
+        return Err(Refusal::Cancelled);
     }
     Ok(target)
 }
@@ -389,39 +273,49 @@ fn same_target(gate: &Gate) -> Result<&Target, Refusal> {
 /// Step 3.
 fn usable(gate: &Gate, approval: &Approval) -> Result<(), Refusal> {
     let expires = match approval.phase {
-        ApprovalPhase::Approved => Some(approval.usable_until.ok_or(ApprovalExpired)?),
+        ApprovalPhase::Approved => Some(approval.usable_until.ok_or(Refusal::ApprovalExpired)?),
         ApprovalPhase::BreakGlass => approval.usable_until,
-        used if state::is_used(used) => return Err(AlreadyExecuted(approval.execution.clone().unwrap_or_default())),
-        phase => return Err(NotApproved(phase)),
+        used if state::is_used(used) => {
+            return Err(Refusal::AlreadyExecuted(approval.execution.clone().unwrap_or_default()));
+        }
+        phase => return Err(Refusal::NotApproved(phase)),
     };
     if approval.request_uid != gate.request_uid {
-        return Err(OtherRequest);
+        return Err(Refusal::OtherRequest);
     }
     if let Some(execution) = &approval.execution {
-        return Err(AlreadyExecuted(execution.clone()));
+        return Err(Refusal::AlreadyExecuted(execution.clone()));
     }
     if expires.is_some_and(|end| gate.now >= end) {
-        return Err(ApprovalExpired);
+        return Err(Refusal::ApprovalExpired);
     }
     if let Some(start) = approval.not_before.filter(|start| gate.now < *start) {
-        return Err(TooEarly(start));
+        return Err(Refusal::TooEarly(start));
     }
     match gate.hold {
         Hold::None => {}
-        Hold::Until(end) => return Err(Held(Some(end))),
-        Hold::NoEnd => return Err(Held(None)),
+        Hold::Until(end) => return Err(Refusal::Held(Some(end))),
+        Hold::NoEnd => return Err(Refusal::Held(None)),
     }
-    if approval.seal_is_ours { Ok(()) } else { Err(BrokenSeal) }
+    if approval.seal_is_ours {
+        Ok(())
+    } else {
+        Err(Refusal::BrokenSeal)
+    }
 }
 
 /// Step 6: the Snapshot is the one that the plan is bound to.
 fn same_snapshot(gate: &Gate, plan: &Plan<Bound>) -> Result<(), Refusal> {
-    let (uid, digest) = gate.snapshot.or(SnapshotUnknown)?.as_ref().ok_or(SnapshotGone)?;
+    let (uid, digest) = gate
+        .snapshot
+        .or(Refusal::SnapshotUnknown)?
+        .as_ref()
+        .ok_or(Refusal::SnapshotGone)?;
     let binding = plan.binding();
     if *uid == binding.snapshot_uid && *digest == binding.snapshot_digest {
         Ok(())
     } else {
-        Err(SnapshotChanged)
+        Err(Refusal::SnapshotChanged)
     }
 }
 
@@ -429,15 +323,15 @@ fn same_snapshot(gate: &Gate, plan: &Plan<Bound>) -> Result<(), Refusal> {
 fn same_plan(gate: &Gate, approval: &Approval, plan: &Plan<Bound>) -> Result<Vec<ObjectId>, Refusal> {
     let binding = plan.binding();
     if binding.request_uid != gate.request_uid || binding.policy_digest != Some(approval.policy_digest) {
-        return Err(PlanChanged(Vec::new()));
+        return Err(Refusal::PlanChanged(Vec::new()));
     }
     let kept = match plan.compare(approval.plan_digest, &gate.approved_items, gate.conflict) {
         Match::Same => Vec::new(),
         Match::Narrower(kept) => kept,
-        Match::Different(objects) => return Err(PlanChanged(objects)),
+        Match::Different(objects) => return Err(Refusal::PlanChanged(objects)),
     };
     if gate.risk > approval.risk {
-        return Err(RiskHigher {
+        return Err(Refusal::RiskHigher {
             approved: approval.risk,
             now: gate.risk,
         });
@@ -446,17 +340,17 @@ fn same_plan(gate: &Gate, approval: &Approval, plan: &Plan<Bound>) -> Result<Vec
     if refused.is_empty() {
         Ok(kept)
     } else {
-        Err(PlanRefused(refused))
+        Err(Refusal::PlanRefused(refused))
     }
 }
 
 /// Step 8.
 fn has_rights(gate: &Gate) -> Result<(), Refusal> {
-    let missing = gate.missing_rights.or(RightsUnknown)?;
+    let missing = gate.missing_rights.or(Refusal::RightsUnknown)?;
     if missing.is_empty() {
         Ok(())
     } else {
-        Err(MissingRights(missing.clone()))
+        Err(Refusal::MissingRights(missing.clone()))
     }
 }
 

@@ -1,8 +1,10 @@
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::*;
+use crate::api::{reference::RiskLevel, rollback_request::Conflict};
 use crate::domain::{
-    approval::refusal::Consequence,
+    approval::{gate::Guard, refusal::Consequence},
     object::FingerprintKey,
     plan::{
         Binding, Facts, Options,
@@ -40,7 +42,7 @@ fn worlds() -> (World, World) {
     (then, now)
 }
 
-fn bound_with(now: &World, then: &World, options: &Options, facts: Facts) -> Plan<Bound> {
+fn bound_with(now: &World, then: &World, options: &Options, facts: &Facts) -> Plan<Bound> {
     let (snapshot_uid, snapshot_digest) = snapshot();
     now.plan_with(then, options, facts).unwrap().bind(
         Binding {
@@ -59,7 +61,7 @@ fn bound_with(now: &World, then: &World, options: &Options, facts: Facts) -> Pla
 }
 
 fn bound(now: &World, then: &World) -> Plan<Bound> {
-    bound_with(now, then, &Options::default(), facts(then))
+    bound_with(now, then, &Options::default(), &facts(then))
 }
 
 fn plan() -> Plan<Bound> {
@@ -143,111 +145,149 @@ fn when_everything_is_as_it_must_be_the_latch_makes_a_permit() {
 type Change = fn(&mut Gate);
 
 /// The number of a step, something that is not as that step wants it, and the refusal that it must bring.
+// A table.
+#[allow(clippy::too_many_lines)]
 fn rows() -> Vec<(u8, Change, Refusal)> {
     vec![
-        (1, |gate| gate.guard = Known::Unknown(why()), GuardUnknown(why())),
-        (1, |gate| is(&mut gate.guard).healthy = false, GuardUnhealthy),
-        (1, |gate| is(&mut gate.guard).epoch.push('x'), EpochChanged),
-        (1, |gate| is(&mut gate.approval).epoch = None, EpochChanged),
-        (2, |gate| gate.target = Known::Unknown(why()), TargetUnknown(why())),
+        (
+            1,
+            |gate| gate.guard = Known::Unknown(why()),
+            Refusal::GuardUnknown(why()),
+        ),
+        (1, |gate| is(&mut gate.guard).healthy = false, Refusal::GuardUnhealthy),
+        (1, |gate| is(&mut gate.guard).epoch.push('x'), Refusal::EpochChanged),
+        (1, |gate| is(&mut gate.approval).epoch = None, Refusal::EpochChanged),
+        (
+            2,
+            |gate| gate.target = Known::Unknown(why()),
+            Refusal::TargetUnknown(why()),
+        ),
         (
             2,
             |gate| is(&mut gate.target).namespace_uid.push('x'),
-            NamespaceReplaced,
+            Refusal::NamespaceReplaced,
         ),
         (
             2,
             |gate| is(&mut gate.target).namespace_terminating = true,
-            NamespaceTerminating,
+            Refusal::NamespaceTerminating,
         ),
-        (2, |gate| is(&mut gate.target).request_uid.push('x'), RequestReplaced),
+        (
+            2,
+            |gate| is(&mut gate.target).request_uid.push('x'),
+            Refusal::RequestReplaced,
+        ),
         (
             2,
             |gate| is(&mut gate.target).request_terminating = true,
-            RequestTerminating,
+            Refusal::RequestTerminating,
         ),
-        (2, |gate| is(&mut gate.target).cancelled = true, Cancelled),
-        (2, |gate| is(&mut gate.target).suspended = true, Suspended),
-        (3, |gate| gate.approval = Known::Unknown(why()), ApprovalUnknown(why())),
+        (2, |gate| is(&mut gate.target).cancelled = true, Refusal::Cancelled),
+        (2, |gate| is(&mut gate.target).suspended = true, Refusal::Suspended),
+        (
+            3,
+            |gate| gate.approval = Known::Unknown(why()),
+            Refusal::ApprovalUnknown(why()),
+        ),
         (
             3,
             |gate| is(&mut gate.approval).phase = ApprovalPhase::Pending,
-            NotApproved(ApprovalPhase::Pending),
+            Refusal::NotApproved(ApprovalPhase::Pending),
         ),
         (
             3,
             |gate| is(&mut gate.approval).phase = ApprovalPhase::Revoked,
-            NotApproved(ApprovalPhase::Revoked),
+            Refusal::NotApproved(ApprovalPhase::Revoked),
         ),
         (
             3,
             |gate| is(&mut gate.approval).phase = ApprovalPhase::Consumed,
-            AlreadyExecuted(String::new()),
+            Refusal::AlreadyExecuted(String::new()),
         ),
-        (3, |gate| is(&mut gate.approval).usable_until = None, ApprovalExpired),
-        (3, |gate| is(&mut gate.approval).request_uid.push('x'), OtherRequest),
+        (
+            3,
+            |gate| is(&mut gate.approval).usable_until = None,
+            Refusal::ApprovalExpired,
+        ),
+        (
+            3,
+            |gate| is(&mut gate.approval).request_uid.push('x'),
+            Refusal::OtherRequest,
+        ),
         (
             3,
             |gate| is(&mut gate.approval).execution = Some("run-0".to_owned()),
-            AlreadyExecuted("run-0".to_owned()),
+            Refusal::AlreadyExecuted("run-0".to_owned()),
         ),
-        (3, |gate| gate.now = at(200), ApprovalExpired),
+        (3, |gate| gate.now = at(200), Refusal::ApprovalExpired),
         (
             3,
             |gate| is(&mut gate.approval).not_before = Some(at(101)),
-            TooEarly(at(101)),
+            Refusal::TooEarly(at(101)),
         ),
-        (3, |gate| gate.hold = Hold::Until(at(150)), Held(Some(at(150)))),
-        (3, |gate| gate.hold = Hold::NoEnd, Held(None)),
-        (3, |gate| is(&mut gate.approval).seal_is_ours = false, BrokenSeal),
+        (3, |gate| gate.hold = Hold::Until(at(150)), Refusal::Held(Some(at(150)))),
+        (3, |gate| gate.hold = Hold::NoEnd, Refusal::Held(None)),
+        (
+            3,
+            |gate| is(&mut gate.approval).seal_is_ours = false,
+            Refusal::BrokenSeal,
+        ),
         (
             4,
             |gate| gate.policy_digest = Known::Unknown(why()),
-            PolicyUnknown(why()),
+            Refusal::PolicyUnknown(why()),
         ),
-        (4, |gate| gate.policy_digest = Known::Is(None), PolicyChanged),
+        (4, |gate| gate.policy_digest = Known::Is(None), Refusal::PolicyChanged),
         (
             4,
             |gate| gate.policy_digest = Known::Is(Some(Digest::of(b"x"))),
-            PolicyChanged,
+            Refusal::PolicyChanged,
         ),
-        (5, |gate| gate.verdict = Known::Unknown(why()), CountUnknown(why())),
+        (
+            5,
+            |gate| gate.verdict = Known::Unknown(why()),
+            Refusal::CountUnknown(why()),
+        ),
         (
             5,
             |gate| gate.verdict = Known::Is(Verdict::Undetermined),
-            CountUnknown("an objection could not be checked".to_owned()),
+            Refusal::CountUnknown("an objection could not be checked".to_owned()),
         ),
         (
             5,
             |gate| gate.verdict = Known::Is(Verdict::Revoked),
-            NotApprovedAnyMore(Verdict::Revoked),
+            Refusal::NotApprovedAnyMore(Verdict::Revoked),
         ),
         (
             5,
             |gate| gate.verdict = Known::Is(Verdict::Pending(0)),
-            NotApprovedAnyMore(Verdict::Pending(0)),
+            Refusal::NotApprovedAnyMore(Verdict::Pending(0)),
         ),
-        (6, |gate| gate.snapshot = Known::Unknown(why()), SnapshotUnknown(why())),
-        (6, |gate| gate.snapshot = Known::Is(None), SnapshotGone),
+        (
+            6,
+            |gate| gate.snapshot = Known::Unknown(why()),
+            Refusal::SnapshotUnknown(why()),
+        ),
+        (6, |gate| gate.snapshot = Known::Is(None), Refusal::SnapshotGone),
         (
             6,
             |gate| gate.snapshot = Known::Is(Some(("other".to_owned(), snapshot().1))),
-            SnapshotChanged,
+            Refusal::SnapshotChanged,
         ),
         (
             6,
             |gate| gate.snapshot = Known::Is(Some((snapshot().0, Digest::of(b"x")))),
-            SnapshotChanged,
+            Refusal::SnapshotChanged,
         ),
         (
             7,
             |gate| is(&mut gate.approval).plan_digest = Digest::of(b"x"),
-            PlanChanged(Vec::new()),
+            Refusal::PlanChanged(Vec::new()),
         ),
         (
             7,
             |gate| gate.risk = RiskLevel::High,
-            RiskHigher {
+            Refusal::RiskHigher {
                 approved: RiskLevel::Medium,
                 now: RiskLevel::High,
             },
@@ -255,18 +295,22 @@ fn rows() -> Vec<(u8, Change, Refusal)> {
         (
             8,
             |gate| gate.missing_rights = Known::Unknown(why()),
-            RightsUnknown(why()),
+            Refusal::RightsUnknown(why()),
         ),
         (
             8,
             |gate| gate.missing_rights = Known::Is(vec!["update configmaps".to_owned()]),
-            MissingRights(vec!["update configmaps".to_owned()]),
+            Refusal::MissingRights(vec!["update configmaps".to_owned()]),
         ),
-        (9, |gate| gate.executed = Known::Unknown(why()), LedgerUnknown(why())),
+        (
+            9,
+            |gate| gate.executed = Known::Unknown(why()),
+            Refusal::LedgerUnknown(why()),
+        ),
         (
             9,
             |gate| gate.executed = Known::Is(Some("run-0".to_owned())),
-            AlreadyExecuted("run-0".to_owned()),
+            Refusal::AlreadyExecuted("run-0".to_owned()),
         ),
     ]
 }
@@ -286,7 +330,7 @@ fn the_steps_are_asked_in_their_order() {
     for (number, first, expected) in &rows {
         for (_, second, other) in rows.iter().filter(|row| row.0 > *number) {
             // The epoch of an approval that could not be read is not known.
-            if (expected, other) == (&EpochChanged, &ApprovalUnknown(why())) {
+            if (expected, other) == (&Refusal::EpochChanged, &Refusal::ApprovalUnknown(why())) {
                 continue;
             }
             let both = refused(|gate| {
@@ -318,14 +362,14 @@ fn what_is_not_known_never_opens_the_gate_and_loses_nothing() {
 #[test]
 fn a_lost_or_doubtful_latch_permits_nothing() {
     let with = |latch| clear(&open(), plan()).unwrap().permit("run-1", latch).unwrap_err();
-    assert_eq!(with(Latch::Lost), LatchLost);
-    assert_eq!(with(Latch::Unknown(why())), LatchUnknown(why()));
+    assert_eq!(with(Latch::Lost), Refusal::LatchLost);
+    assert_eq!(with(Latch::Unknown(why())), Refusal::LatchUnknown(why()));
     let taken = |phase, execution: &str| Latch::Taken {
         phase,
         execution: execution.to_owned(),
     };
-    assert_eq!(with(taken(ApprovalPhase::Consumed, "run-2")), LatchLost);
-    assert_eq!(with(taken(ApprovalPhase::Approved, "run-1")), LatchLost);
+    assert_eq!(with(taken(ApprovalPhase::Consumed, "run-2")), Refusal::LatchLost);
+    assert_eq!(with(taken(ApprovalPhase::Approved, "run-1")), Refusal::LatchLost);
 }
 
 #[test]
@@ -349,7 +393,7 @@ fn live_drift_voids_the_approval_unless_it_means_doing_less() {
     let gate = open();
     assert_eq!(
         clear(&gate, bound(&now, &then)).unwrap_err(),
-        PlanChanged(vec![cfg("b")])
+        Refusal::PlanChanged(vec![cfg("b")])
     );
 
     let keep = Options {
@@ -360,8 +404,11 @@ fn live_drift_voids_the_approval_unless_it_means_doing_less() {
         drifted: BTreeSet::from([cfg("b")]),
         ..facts(&then)
     };
-    let less = bound_with(&now, &then, &keep, drifted);
-    assert_eq!(clear(&gate, less.clone()).unwrap_err(), PlanChanged(vec![cfg("b")]));
+    let less = bound_with(&now, &then, &keep, &drifted);
+    assert_eq!(
+        clear(&gate, less.clone()).unwrap_err(),
+        Refusal::PlanChanged(vec![cfg("b")])
+    );
     let mut lenient = open();
     lenient.conflict = Conflict::KeepLive;
     let clearance = clear(&lenient, less).unwrap();
@@ -378,7 +425,7 @@ fn a_plan_with_refused_items_does_not_run() {
     let plan = bound(&now, &then);
     let mut gate = open();
     is(&mut gate.approval).plan_digest = plan.digest();
-    assert_eq!(clear(&gate, plan).unwrap_err(), PlanRefused(vec![web]));
+    assert_eq!(clear(&gate, plan).unwrap_err(), Refusal::PlanRefused(vec![web]));
 }
 
 /// A gate at which `run-1` was interrupted.
@@ -406,23 +453,26 @@ fn after_a_crash_nothing_else_goes_on() {
     let (then, now) = worlds();
     let rest = || bound(&now, &then);
     let resumed = |gate: &Gate, execution: &str| resume(gate, execution, &Purpose::Continue, rest()).unwrap_err();
-    assert_eq!(resumed(&interrupted(), "run-2"), AlreadyExecuted("run-1".to_owned()));
-    assert_eq!(resumed(&open(), "run-1"), NotApproved(ApprovalPhase::Approved));
+    assert_eq!(
+        resumed(&interrupted(), "run-2"),
+        Refusal::AlreadyExecuted("run-1".to_owned())
+    );
+    assert_eq!(resumed(&open(), "run-1"), Refusal::NotApproved(ApprovalPhase::Approved));
     let mut forged = interrupted();
     forged.approved_items.clear();
-    assert_eq!(resumed(&forged, "run-1"), PlanChanged(Vec::new()));
+    assert_eq!(resumed(&forged, "run-1"), Refusal::PlanChanged(Vec::new()));
     let mut unsealed = interrupted();
     is(&mut unsealed.approval).seal_is_ours = false;
-    assert_eq!(resumed(&unsealed, "run-1"), BrokenSeal);
+    assert_eq!(resumed(&unsealed, "run-1"), Refusal::BrokenSeal);
     let mut unguarded = interrupted();
     is(&mut unguarded.guard).healthy = false;
-    assert_eq!(resumed(&unguarded, "run-1"), GuardUnhealthy);
+    assert_eq!(resumed(&unguarded, "run-1"), Refusal::GuardUnhealthy);
 
     let mut target = then.clone();
     target.put(&cfg("more"), config_map("1"));
     let more = bound(&now, &target);
     let error = resume(&interrupted(), "run-1", &Purpose::Continue, more).unwrap_err();
-    assert_eq!(error, PlanChanged(vec![cfg("more")]));
+    assert_eq!(error, Refusal::PlanChanged(vec![cfg("more")]));
 }
 
 #[test]
@@ -436,7 +486,7 @@ fn an_undo_touches_only_what_the_execution_wrote() {
     is(&mut gate.target).cancelled = true;
     assert_eq!(
         resume(&gate, "run-1", &Purpose::Continue, bound(&half, &then)).unwrap_err(),
-        Cancelled
+        Refusal::Cancelled
     );
     let permit = resume(&gate, "run-1", &wrote(&["a"]), back()).unwrap();
     assert_eq!(
@@ -445,6 +495,6 @@ fn an_undo_touches_only_what_the_execution_wrote() {
     );
     assert_eq!(
         resume(&gate, "run-1", &wrote(&["b"]), back()).unwrap_err(),
-        PlanChanged(vec![cfg("a")])
+        Refusal::PlanChanged(vec![cfg("a")])
     );
 }

@@ -267,8 +267,8 @@ fn route(candidate: &Candidate<'_>, subject: &Subject<'_>) -> Result<Chosen, NoR
         });
     }
     let traits = subject.traits;
-    let tame = !traits.deletes && !traits.secrets && !traits.powerful && !unknown;
-    if tame
+    let harmless = !traits.deletes && !traits.secrets && !traits.powerful && !unknown;
+    if harmless
         && spec
             .auto_approve
             .as_ref()
@@ -290,7 +290,7 @@ fn route(candidate: &Candidate<'_>, subject: &Subject<'_>) -> Result<Chosen, NoR
     let people = People::new(&spec.aliases);
     let extra = unknown && spec.unknown_requester == UnknownRequester::RequireExtraApproval;
     let stages = if extra {
-        with_one_more(stages, &people, &exclusions)
+        with_one_more(&stages, &people, &exclusions)
     } else {
         stages
     };
@@ -346,9 +346,9 @@ fn met(stages: &[RequestStage], people: &People, exclusions: Option<&Exclusions>
 
 /// One more approval than the stages ask for, in the first stage that can give it; in the first one where none can, so that the
 /// policy shows as unsatisfiable instead of asking for less.
-fn with_one_more(stages: Vec<RequestStage>, people: &People, exclusions: &Exclusions) -> Vec<RequestStage> {
+fn with_one_more(stages: &[RequestStage], people: &People, exclusions: &Exclusions) -> Vec<RequestStage> {
     let raised = |index: usize| {
-        let mut more = stages.clone();
+        let mut more = stages.to_vec();
         if let Some(stage) = more.get_mut(index) {
             stage.required += 1;
         }

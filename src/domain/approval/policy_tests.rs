@@ -12,11 +12,11 @@ use crate::{
     domain::plan::testing::{World, config_map, everything, id},
 };
 
-fn users(names: &[&str]) -> Option<Approvers> {
-    Some(Approvers {
+fn users(names: &[&str]) -> Approvers {
+    Approvers {
         users: names.iter().map(|name| (*name).to_owned()).collect(),
         ..Approvers::default()
-    })
+    }
 }
 
 fn stage(name: &str, min_risk: RiskLevel, required: i32) -> PolicyStage {
@@ -319,7 +319,7 @@ fn an_unknown_requester_needs_one_more_is_refused_or_allowed() {
 #[test]
 fn the_extra_approval_goes_where_somebody_can_give_it() {
     let mut first = stage("one", RiskLevel::Low, 1);
-    first.approvers = users(&["ada"]);
+    first.approvers = Some(users(&["ada"]));
     let spec = policy(0, vec![first, stage("two", RiskLevel::Low, 1)]);
     let robot = Asked::by("system:serviceaccount:flux:controller");
     let specs = [("p", spec)];
@@ -357,13 +357,13 @@ fn emergencies_run_first_where_the_policy_allows_them() {
 #[test]
 fn a_policy_that_nobody_can_meet_is_unsatisfiable() {
     let mut lonely = stage("sre", RiskLevel::High, 2);
-    lonely.approvers = users(&["ada"]);
+    lonely.approvers = Some(users(&["ada"]));
     let spec = policy(0, vec![stage("first", RiskLevel::Low, 1), lonely]);
     assert_eq!(check(&spec).unwrap_err().stage, "sre");
     assert!(check(&one_stage(0, 16)).is_ok());
 
     let mut only_me = stage("sre", RiskLevel::Low, 1);
-    only_me.approvers = users(&["requester"]);
+    only_me.approvers = Some(users(&["requester"]));
     let spec = policy(0, vec![only_me]);
     assert!(check(&spec).is_ok(), "somebody else could ask");
     assert!(matches!(
@@ -377,7 +377,7 @@ fn the_author_of_the_snapshot_is_excluded_only_where_the_policy_says_so() {
     let mut asked = Asked::by("requester");
     asked.exclusions.snapshot_author = Some("ada".to_owned());
     let mut only_ada = stage("sre", RiskLevel::Low, 1);
-    only_ada.approvers = users(&["ada"]);
+    only_ada.approvers = Some(users(&["ada"]));
     let mut spec = policy(0, vec![only_ada]);
     let of =
         |spec: &ApprovalPolicySpec| choose(&candidates(&[("p", spec.clone())]), &asked.subject(RiskLevel::Low)).is_ok();

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::tally::Verdict;
 use crate::{
     api::{approval_request::ApprovalPhase, reference::RiskLevel},
-    domain::object::ObjectId,
+    domain::{object::ObjectId, plan::listed},
 };
 
 /// Why nothing may be written, in the order of the gate's steps.
@@ -125,18 +125,10 @@ pub enum Refusal {
 }
 
 fn about(objects: &[ObjectId]) -> String {
-    const SHOWN: usize = 5;
     if objects.is_empty() {
         return String::new();
     }
-    let names: Vec<String> = objects.iter().take(SHOWN).map(ToString::to_string).collect();
-    let more = objects.len().saturating_sub(SHOWN);
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    format!(" ({}{more})", names.join(", "))
+    format!(" ({})", listed(objects.iter()))
 }
 
 /// What follows from a refusal.

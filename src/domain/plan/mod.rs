@@ -302,22 +302,24 @@ pub enum PlanError {
     )]
     ContentMissing(ObjectId),
     /// Live moved since the approved plan, and the request says `FailOnDrift`.
-    #[error("{} changed since the plan was approved and conflict is FailOnDrift; make a new request, or use Overwrite or KeepLive", names(.0))]
+    #[error("{} changed since the plan was approved and conflict is FailOnDrift; make a new request, or use Overwrite or KeepLive", listed(.0.iter()))]
     Drift(Vec<ObjectId>),
 }
 
-fn names(ids: &[ObjectId]) -> String {
+/// The first five names, and how many there are besides.
+pub(crate) fn listed(names: impl ExactSizeIterator<Item = impl ToString>) -> String {
     const SHOWN: usize = 5;
-    let mut text = ids
-        .iter()
+    let more = names.len().saturating_sub(SHOWN);
+    let text = names
         .take(SHOWN)
-        .map(ToString::to_string)
+        .map(|name| name.to_string())
         .collect::<Vec<_>>()
         .join(", ");
-    if ids.len() > SHOWN {
-        text.push_str(&format!(" and {} more", ids.len() - SHOWN));
+    if more > 0 {
+        format!("{text} and {more} more")
+    } else {
+        text
     }
-    text
 }
 
 impl<State> Plan<State> {

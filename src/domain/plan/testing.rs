@@ -121,10 +121,10 @@ impl World {
 
     /// What a rollback from here to `target` would do.
     pub fn plan(&self, target: &Self, options: &Options) -> Result<Plan<Drafted>, PlanError> {
-        self.plan_with(target, options, facts(target))
+        self.plan_with(target, options, &facts(target))
     }
 
-    pub fn plan_with(&self, target: &Self, options: &Options, facts: Facts) -> Result<Plan<Drafted>, PlanError> {
+    pub fn plan_with(&self, target: &Self, options: &Options, facts: &Facts) -> Result<Plan<Drafted>, PlanError> {
         let then: Vec<_> = target.objects.iter().map(|(id, raw)| (id, read(id, raw))).collect();
         let now: Vec<_> = self.objects.iter().map(|(id, raw)| (id, raw, read(id, raw))).collect();
         let captured: Vec<Captured<'_>> = then
@@ -156,7 +156,7 @@ impl World {
             captured: &captured,
             live: &live,
             options,
-            facts: &facts,
+            facts,
         })
     }
 
