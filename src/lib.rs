@@ -17,8 +17,21 @@ pub mod cluster;
 #[cfg(feature = "operator")]
 #[allow(missing_docs)]
 pub mod config;
+#[cfg(all(feature = "operator", feature = "cli"))]
+pub mod generate;
 #[cfg(feature = "operator")]
 #[allow(missing_docs)]
 pub mod telemetry;
-#[cfg(all(feature = "operator", feature = "cli"))]
-pub mod generate;
+
+#[cfg(feature = "client")]
+#[allow(missing_docs)]
+pub mod capture;
+#[cfg(feature = "cli")]
+#[allow(missing_docs)]
+pub mod cli;
+#[cfg(feature = "operator")]
+#[allow(missing_docs)]
+pub mod controller;
+#[cfg(feature = "cli")]
+#[allow(missing_docs)]
+pub mod ops;

@@ -36,20 +36,10 @@ use super::{
     validation = (schema::STATUS_STAYS, "status may not be removed")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = (
-        "!has(self.autoApprove) || self.stages.size() > 0 || self.autoApprove.maxRisk == 'Critical'",
-        "without stages nobody can approve what autoApprove leaves over; add a stage"
-    ),
-    validation = (
-        "self.stages.size() > 0 || has(self.autoApprove)",
-        "a policy needs at least one stage, or autoApprove"
-    ),
-    validation = (
-        "!has(self.excludeSnapshotAuthor) || !self.excludeSnapshotAuthor || self.stages.size() > 0",
-        "excludeSnapshotAuthor needs a stage that somebody approves"
-    )
-)]
+#[x_kube(validation = (
+    "(has(self.stages) && self.stages.size() > 0) || has(self.autoApprove)",
+    "a policy needs at least one stage, or autoApprove"
+))]
 pub struct ApprovalPolicySpec {
     /// Highest matching policy wins, -1000 to 1000.
     #[schemars(range(min = -1000, max = 1000))]
@@ -63,6 +53,7 @@ pub struct ApprovalPolicySpec {
         length(max = 8),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<PolicyStage>,
     /// Approves by itself up to a risk; absent is never. Emergencies, deletes, Secrets, powerful kinds and unknown requesters
     /// are never approved so.

@@ -13,6 +13,9 @@ pub const VERIFIED: &str = "Verified";
 /// `RollbackRequest`: what must approve it has approved it.
 pub const APPROVED: &str = "Approved";
 
+/// `RollbackRequest`: the GitOps owner of the target is suspended until it is handed back.
+pub const GITOPS_PAUSED: &str = "GitOpsPaused";
+
 /// A condition value before it is merged into a status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCondition {

@@ -56,8 +56,8 @@ fn complete(crd: &mut Value) {
     }
 }
 
-/// Removes `nullable` (an absent field and a null one would be two states), and turns "one of these fields" into a rule that
-/// says so, as the server's own message for `oneOf` names neither the fields nor what to do.
+/// Removes `nullable` (an absent field and a null one would be two states), writes whole bounds as integers, and turns "one
+/// of these fields" into a rule, as the server's own message for `oneOf` names neither the fields nor what to do.
 fn tidy(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
@@ -71,6 +71,11 @@ fn tidy(schema: &mut Value) {
                     rules.push(exactly_one(&choices));
                 }
             }
+            for bound in ["minimum", "maximum"] {
+                if let Some(whole) = fields.get(bound).and_then(Value::as_f64).and_then(whole) {
+                    fields.insert(bound.to_owned(), json!(whole));
+                }
+            }
             for value in fields.values_mut() {
                 tidy(value);
             }
@@ -78,6 +83,11 @@ fn tidy(schema: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(tidy),
         _ => {}
     }
+}
+
+fn whole(number: f64) -> Option<i64> {
+    #[allow(clippy::cast_possible_truncation)]
+    (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64)
 }
 
 fn exclusive_fields(fields: &Map<String, Value>) -> Option<Vec<String>> {
@@ -101,7 +111,10 @@ fn exactly_one(fields: &[String]) -> Value {
 
 /// Adds the rule that names every field of `spec` but `free`. CEL cannot walk the fields of an object that has a schema.
 fn freeze_all_but(spec: &mut Value, free: &[&str]) {
-    let fields: Vec<String> = spec["properties"].as_object().map(|p| p.keys().cloned().collect()).unwrap_or_default();
+    let fields: Vec<String> = spec["properties"]
+        .as_object()
+        .map(|p| p.keys().cloned().collect())
+        .unwrap_or_default();
     let same: Vec<String> = fields
         .iter()
         .filter(|f| !free.contains(&f.as_str()))
@@ -116,5 +129,115 @@ fn freeze_all_but(spec: &mut Value, free: &[&str]) {
         if let Value::Array(rules) = rules {
             rules.insert(0, rule);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crd(kind: &str) -> Value {
+        let all = all().unwrap();
+        all.into_iter().find(|c| c["spec"]["names"]["kind"] == kind).unwrap()
+    }
+
+    /// Every schema below `schema`, with its path.
+    fn walk<'a>(path: &str, schema: &'a Value, seen: &mut Vec<(String, &'a Value)>) {
+        seen.push((path.to_owned(), schema));
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            walk(&format!("{path}.{name}"), property, seen);
+        }
+        for inner in ["items", "additionalProperties"] {
+            if schema[inner].is_object() {
+                walk(&format!("{path}[]"), &schema[inner], seen);
+            }
+        }
+    }
+
+    #[test]
+    fn every_text_list_and_map_is_bounded_and_every_integer_has_a_width() {
+        for crd in all().unwrap() {
+            let kind = crd["spec"]["names"]["kind"].as_str().unwrap();
+            let mut seen = Vec::new();
+            for part in ["spec", "status"] {
+                walk(&format!("{kind}.{part}"), &schema(&crd)["properties"][part], &mut seen);
+            }
+            for (path, schema) in seen {
+                let has = |key: &str| !schema[key].is_null();
+                match schema["type"].as_str() {
+                    Some("string") => assert!(
+                        has("maxLength") || has("enum") || schema["format"] == "date-time",
+                        "{path} has no longest length"
+                    ),
+                    Some("array") => assert!(has("maxItems"), "{path} has no most items"),
+                    Some("integer") => assert!(
+                        schema["format"] == "int32" || schema["format"] == "int64",
+                        "{path} is neither int32 nor int64"
+                    ),
+                    Some("object") if has("additionalProperties") => {
+                        assert!(has("maxProperties"), "{path} has no most entries");
+                    }
+                    Some("object" | "boolean") => {}
+                    None if has("properties") || schema.is_null() => {}
+                    other => panic!("{path} has the type {other:?}"),
+                }
+                assert!(!has("nullable"), "{path} may be null");
+                assert!(!has("oneOf") && !has("anyOf"), "{path} is a choice without a message");
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_that_people_write_is_described() {
+        for crd in all().unwrap() {
+            let kind = crd["spec"]["names"]["kind"].as_str().unwrap();
+            let mut seen = Vec::new();
+            walk(kind, &schema(&crd)["properties"]["spec"], &mut seen);
+            for (path, schema) in seen {
+                assert!(
+                    path.ends_with("[]") || schema["description"].is_string(),
+                    "{path} has no description"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_rule_has_its_own_message_of_one_line() {
+        for crd in all().unwrap() {
+            let mut seen = Vec::new();
+            walk("", schema(&crd), &mut seen);
+            for (path, schema) in seen {
+                for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+                    let message = rule["message"].as_str().unwrap_or_default();
+                    assert!(!message.is_empty() && !message.contains('\n'), "{path}: {rule}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_rule_of_a_rollback_request_names_every_field_but_suspend_and_cancel() {
+        let crd = crd("RollbackRequest");
+        let spec = &schema(&crd)["properties"]["spec"];
+        let rule = spec["x-kubernetes-validations"][0]["rule"].as_str().unwrap();
+        for field in spec["properties"].as_object().unwrap().keys() {
+            let named = rule.contains(&format!("has(self.{field}) == has(oldSelf.{field})"));
+            assert_eq!(named, !REQUEST_MUTABLE.contains(&field.as_str()), "{field}");
+        }
+    }
+
+    #[test]
+    fn names_and_categories_are_those_that_people_type() {
+        let short: Vec<_> = all()
+            .unwrap()
+            .iter()
+            .map(|crd| {
+                assert_eq!(crd["spec"]["names"]["categories"], json!(["backstep"]));
+                assert_eq!(crd["spec"]["group"], "backstep.dev");
+                crd["spec"]["names"]["shortNames"][0].as_str().unwrap().to_owned()
+            })
+            .collect();
+        assert_eq!(short, ["bsnap", "rbr", "bplan", "apr", "apd", "apol"]);
     }
 }

@@ -22,6 +22,10 @@ pub const INVALID_SPEC: &str = "InvalidSpec";
 pub const OPERATOR_NAMESPACE: &str = "OperatorNamespace";
 /// The namespace is being deleted.
 pub const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
+/// The namespace does not exist any more, or is another one of the same name.
+pub const NAMESPACE_GONE: &str = "NamespaceGone";
+/// `include` names a kind that the server does not serve, or that is never captured.
+pub const UNKNOWN_KIND: &str = "UnknownKind";
 /// A right is missing; the message names verb, resource and subject.
 pub const FORBIDDEN: &str = "Forbidden";
 /// The store is full; the message says how much it holds and may hold.
@@ -47,6 +51,8 @@ pub const GUARD_UNHEALTHY: &str = "GuardUnhealthy";
 
 /// Skipped: another object controls it and brings it back.
 pub const CONTROLLED: &str = "Controlled";
+/// Skipped: it is being deleted.
+pub const BEING_DELETED: &str = "BeingDeleted";
 /// Skipped: made by the cluster for every namespace.
 pub const CLUSTER_MANAGED: &str = "ClusterManaged";
 /// Skipped: Backstep's own.
@@ -61,6 +67,8 @@ pub const COMPONENT_NOT_CAPTURED: &str = "ComponentNotCaptured";
 pub const VOLUME_DATA_NOT_CAPTURED: &str = "VolumeDataNotCaptured";
 /// An image has no digest: no Pod of the workload has reported one.
 pub const NO_RUNNING_POD: &str = "NoRunningPod";
+/// Pods of one revision run different digests: the tag moved between their starts.
+pub const MIXED_DIGESTS: &str = "MixedDigests";
 /// An image id is no `repo@sha256:…`: it can be compared, never pinned.
 pub const NOT_PULLABLE_DIGEST: &str = "NotPullableDigest";
 

@@ -28,7 +28,10 @@ fn main() -> ExitCode {
                 println!("{path}");
             }
             if options.check && !paths.is_empty() {
-                eprintln!("{} generated files differ; run `cargo run --bin generate` and commit them", paths.len());
+                eprintln!(
+                    "{} generated files differ; run `cargo run --bin generate` and commit them",
+                    paths.len()
+                );
                 return ExitCode::FAILURE;
             }
             ExitCode::SUCCESS

@@ -1,1 +1,7 @@
-fn main() {}
+//! `kubectl backstep`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    backstep::cli::run(std::env::args_os())
+}

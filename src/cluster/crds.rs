@@ -55,12 +55,18 @@ impl CrdCatalog {
         let mut pager = Pager::start(client.clone(), collection, true);
         while let Some(page) = pager.next().await? {
             for raw in page.items()?.items {
-                let item: MetadataOnly = serde_json::from_str(raw.get())
-                    .map_err(|source| Error::Unreadable { what: "list custom resource definitions".into(), source })?;
+                let item: MetadataOnly = serde_json::from_str(raw.get()).map_err(|source| Error::Unreadable {
+                    what: "list custom resource definitions".into(),
+                    source,
+                })?;
                 current.insert(item.metadata.name, item.metadata.resource_version);
             }
         }
-        self.by_name.retain(|name, known| current.get(name).is_some_and(|version| *version == known.resource_version));
+        self.by_name.retain(|name, known| {
+            current
+                .get(name)
+                .is_some_and(|version| *version == known.resource_version)
+        });
         for (name, _) in current {
             if self.by_name.contains_key(&name) {
                 continue;
@@ -82,7 +88,9 @@ impl CrdCatalog {
 
     /// Keyed lists of a custom resource; `None` for built-in kinds.
     pub fn shape(&self, group: &str, plural: &str) -> Option<Arc<ListShape>> {
-        self.by_name.get(&format!("{plural}.{group}")).map(|crd| Arc::clone(&crd.shape))
+        self.by_name
+            .get(&format!("{plural}.{group}"))
+            .map(|crd| Arc::clone(&crd.shape))
     }
 }
 
@@ -90,7 +98,9 @@ async fn read_crd(client: &Client, name: &str) -> Result<Option<CustomResource>>
     let what = format!("get customresourcedefinition {name}");
     let uri = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
     let read = call::repeat(&what, call::DEADLINE, || async {
-        let request = http::Request::get(&uri).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        let request = http::Request::get(&uri)
+            .body(Vec::new())
+            .map_err(kube::Error::HttpError)?;
         client.request::<Value>(request).await
     })
     .await;
@@ -100,7 +110,10 @@ async fn read_crd(client: &Client, name: &str) -> Result<Option<CustomResource>>
         Err(error) if error.is_not_found() => return Ok(None),
         Err(error) => return Err(error),
     };
-    let resource_version = crd["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+    let resource_version = crd["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let empty = Vec::new();
     let versions = crd["spec"]["versions"].as_array().unwrap_or(&empty);
     let storage = versions.iter().find(|v| v["storage"] == Value::Bool(true));
@@ -111,5 +124,9 @@ async fn read_crd(client: &Client, name: &str) -> Result<Option<CustomResource>>
     // Where the storage version is not served the served ones describe the same lists by convention.
     let schema = storage.or(versions.first()).map(|v| &v["schema"]["openAPIV3Schema"]);
     let shape = schema.map_or_else(ListShape::default, ListShape::from_crd_schema);
-    Ok(Some(CustomResource { resource_version, storage_version, shape: Arc::new(shape) }))
+    Ok(Some(CustomResource {
+        resource_version,
+        storage_version,
+        shape: Arc::new(shape),
+    }))
 }

@@ -16,6 +16,7 @@ use super::{
 pub const PAGE: u32 = 500;
 /// Above this size the next page asks for fewer objects, so that a kind with large objects stays small in memory.
 const LARGE_PAGE_BYTES: usize = 8 * 1024 * 1024;
+const ONE_AS_METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const AS_METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
 /// What is listed.
@@ -67,10 +68,14 @@ pub struct Page {
 /// The objects of a page, borrowed from its bytes.
 #[derive(Deserialize)]
 pub struct Items<'a> {
-    /// Each object as the server wrote it.
-    #[serde(borrow, default)]
+    /// Each object as the server wrote it; metadata lists say `null` where there is none.
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
     pub items: Vec<&'a RawValue>,
     metadata: PageMeta,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<&'de RawValue>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize, Default)]
@@ -79,18 +84,12 @@ struct PageMeta {
     #[serde(rename = "continue")]
     continue_token: Option<String>,
     resource_version: Option<String>,
-    remaining_item_count: Option<i64>,
 }
 
 impl Items<'_> {
     /// The collection's resourceVersion.
     pub fn resource_version(&self) -> Option<&str> {
         self.metadata.resource_version.as_deref()
-    }
-
-    /// Objects after this page, where the server says so.
-    pub fn remaining(&self) -> Option<i64> {
-        self.metadata.remaining_item_count
     }
 }
 
@@ -221,12 +220,9 @@ async fn get_bytes(client: &Client, uri: &str, accept: &str) -> kube::Result<Byt
     Err(kube::Error::Api(parsed.boxed()))
 }
 
-/// How many objects the collection has, by one request for a single object's metadata.
-pub async fn count(client: &Client, collection: &Collection) -> Result<i64> {
-    let fetched = fetch_page(client, collection, 1, None, true).await?;
-    let items = fetched.page.items()?;
-    let shown = i64::try_from(items.items.len()).unwrap_or(i64::MAX);
-    Ok(items.remaining().unwrap_or(0).saturating_add(shown))
+/// The `PartialObjectMetadata` of the object at `uri`, as JSON.
+pub async fn get_metadata(client: &Client, uri: &str, what: &str) -> Result<Bytes> {
+    call::repeat(what, call::DEADLINE, || get_bytes(client, uri, ONE_AS_METADATA)).await
 }
 
 #[cfg(test)]
@@ -245,7 +241,14 @@ mod tests {
         let items = page.items().unwrap();
         assert_eq!(items.items[1].get(), r#"{"b":[2]}"#);
         assert_eq!(items.resource_version(), Some("7"));
-        assert_eq!(items.remaining(), Some(3));
+    }
+
+    #[test]
+    fn a_list_without_objects_is_read_whether_it_says_null_or_nothing() {
+        for body in [&br#"{"metadata":{},"items":null}"#[..], br#"{"metadata":{},"items":[]}"#] {
+            let page = Page { body: Bytes::from_static(body), what: "test".into() };
+            assert!(page.items().unwrap().items.is_empty());
+        }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 pub mod call;
 pub mod client;
 pub mod clock;
-// pub mod crds;
+pub mod crds;
 pub mod discovery;
 pub mod error;
+pub mod guard;
+pub mod key;
 pub mod lease;
 pub mod list;
 

@@ -1,6 +1,7 @@
 //! One object: its identity, what of it is content, its digest, and how two of its states differ.
 
 pub mod canonical;
+pub mod diff;
 pub mod digest;
 pub mod identity;
 pub mod normalise;
@@ -9,6 +10,7 @@ pub mod shape;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use diff::{ChangeKind, FieldChange, ObjectDiff, diff, unified};
 pub use digest::Digest;
 pub use identity::ObjectId;
 pub use normalise::{Beside, KindInfo, NormaliseError, Normalised, SecretValues, normalise};

@@ -63,7 +63,32 @@ pub fn is_fingerprint(text: &str) -> bool {
 
 /// Replaces every value of the Secret `object` by its fingerprint. Values that are fingerprints already stay.
 pub fn fingerprint_values(object: &mut Map<String, Value>, key: &FingerprintKey) {
-    replace_values(object, |name, value| match value {
+    let needles = Needles::of(object);
+    fingerprint(object, &needles, key);
+}
+
+/// Two states of one Secret with fingerprints for values. What is a value in one is hidden in both: an annotation may
+/// still hold what `data` held before a rotation.
+pub(crate) fn fingerprint_both(old: Option<&mut Value>, new: Option<&mut Value>, key: &FingerprintKey) {
+    let mut states: Vec<_> = [old, new]
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
+        .collect();
+    let mut needles: Vec<_> = states.iter().map(|state| Needles::of(state)).collect();
+    let texts: Vec<String> = needles.iter().flat_map(|needles| needles.texts.clone()).collect();
+    // A capture that is fingerprinted still says which annotations held values.
+    let hidden = |(state, needles): (&&mut Map<String, Value>, &Needles)| needles.hidden_annotations(state);
+    let names: Vec<String> = states.iter().zip(&needles).flat_map(hidden).collect();
+    for (state, needles) in states.iter_mut().zip(&mut needles) {
+        needles.texts.clone_from(&texts);
+        needles.names.clone_from(&names);
+        fingerprint(state, needles, key);
+    }
+}
+
+fn fingerprint(object: &mut Map<String, Value>, needles: &Needles, key: &FingerprintKey) {
+    replace_values(object, needles, |name, value| match value {
         Hidden::Text(text) if is_fingerprint(text) => text.to_owned(),
         Hidden::Text(text) => key.fingerprint(name, text.as_bytes()),
         Hidden::Bytes(bytes) => key.fingerprint(name, bytes),
@@ -71,14 +96,13 @@ pub fn fingerprint_values(object: &mut Map<String, Value>, key: &FingerprintKey)
 }
 
 /// A value on its way out: bytes where base64 was decoded, text otherwise.
-pub(crate) enum Hidden<'a> {
+enum Hidden<'a> {
     Text(&'a str),
     Bytes(&'a [u8]),
 }
 
 /// Replaces every value of the Secret `object` by what `stand_in` says of (key, value).
-pub(crate) fn replace_values(object: &mut Map<String, Value>, stand_in: impl Fn(&str, Hidden<'_>) -> String) {
-    let needles = Needles::of(object);
+fn replace_values(object: &mut Map<String, Value>, needles: &Needles, stand_in: impl Fn(&str, Hidden<'_>) -> String) {
     if let Some(annotations) = object
         .get_mut("metadata")
         .and_then(|meta| meta.get_mut("annotations"))
@@ -122,22 +146,6 @@ pub(crate) fn replace_values(object: &mut Map<String, Value>, stand_in: impl Fn(
     }
 }
 
-/// Names of the annotations of the Secret `object` that are values.
-pub(crate) fn value_annotations(object: &Map<String, Value>) -> Vec<&str> {
-    let needles = Needles::of(object);
-    let annotations = object
-        .get("metadata")
-        .and_then(|meta| meta.get("annotations"))
-        .and_then(Value::as_object);
-    let mut names = Vec::new();
-    for (name, value) in annotations.into_iter().flatten() {
-        if value.as_str().is_some_and(|text| needles.makes_a_value(name, text)) {
-            names.push(name.as_str());
-        }
-    }
-    names
-}
-
 fn decode(base64: &str) -> Option<Vec<u8>> {
     if is_fingerprint(base64) {
         return None;
@@ -150,6 +158,8 @@ fn decode(base64: &str) -> Option<Vec<u8>> {
 /// What gives a value away when an annotation contains it.
 struct Needles {
     texts: Vec<String>,
+    /// Annotations that are values whatever they contain.
+    names: Vec<String>,
     /// No value is in clear: the Secret went through [`fingerprint_values`].
     fingerprinted: bool,
 }
@@ -158,6 +168,7 @@ impl Needles {
     fn of(object: &Map<String, Value>) -> Self {
         let mut needles = Self {
             texts: Vec::new(),
+            names: Vec::new(),
             fingerprinted: true,
         };
         for part in ["data", "stringData"] {
@@ -194,8 +205,19 @@ impl Needles {
         }
     }
 
+    fn hidden_annotations(&self, object: &Map<String, Value>) -> Vec<String> {
+        let annotations = object
+            .get("metadata")
+            .and_then(|meta| meta.get("annotations"))
+            .and_then(Value::as_object);
+        let hidden = annotations.into_iter().flatten();
+        let hidden = hidden.filter(|(name, value)| value.as_str().is_some_and(|text| self.makes_a_value(name, text)));
+        hidden.map(|(name, _)| name.clone()).collect()
+    }
+
     fn makes_a_value(&self, annotation: &str, text: &str) -> bool {
         annotation == LAST_APPLIED
+            || self.names.iter().any(|name| name == annotation)
             || (self.fingerprinted && is_fingerprint(text))
             || self.texts.iter().any(|needle| text.contains(needle.as_str()))
     }

@@ -1,0 +1,118 @@
+//! The yardstick: how fast, how small and how quiet captures are, beside a bare client on the same server.
+//!
+//! `cargo bench --bench yardstick` measures the goals of `docs/performance.md` that a release can be held to; `-- --quick`
+//! takes a small data set and few pairs.
+
+mod capture;
+mod data;
+mod generated;
+mod load;
+mod memory;
+mod objects;
+mod operator;
+mod random;
+mod raw;
+mod report;
+mod rows;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+
+use data::DataSet;
+use report::Report;
+use rows::Plan;
+
+/// Measures captures against a bare client
+#[derive(Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags")]
+struct Options {
+    /// A small data set and three pairs
+    #[arg(long)]
+    quick: bool,
+    /// Data sets: `s<objects>` in one namespace, `l<namespaces>` of 50 objects; default s5000 and l2000
+    #[arg(long, value_delimiter = ',')]
+    data: Vec<String>,
+    /// Interleaved pairs; default 5
+    #[arg(long)]
+    pairs: Option<usize>,
+    /// Leave memory (row 3) out
+    #[arg(long)]
+    no_memory: bool,
+    /// Only write the data and time RAW's lists of it: what the machine can do
+    #[arg(long)]
+    raw: bool,
+    /// The operator's program
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_backstep"))]
+    program: PathBuf,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn data_set(name: &str) -> Result<DataSet> {
+    let (letter, count) = name.split_at(name.len().min(1));
+    match (letter, count.parse()) {
+        ("s", Ok(count)) if count > 0 => Ok(DataSet::s(count)),
+        ("l", Ok(count)) if count > 0 => Ok(DataSet::l(count)),
+        _ => bail!(
+            "there is no data set `{name}`: write s5000 for 5,000 objects in one namespace, l2000 for 2,000 namespaces"
+        ),
+    }
+}
+
+async fn run(options: Options) -> Result<Report> {
+    let names = match (options.data.is_empty(), options.quick) {
+        (false, _) => options.data,
+        (true, true) => vec!["s1000".to_owned()],
+        (true, false) => vec!["s5000".to_owned(), "l2000".to_owned()],
+    };
+    let sets = names.iter().map(|name| data_set(name)).collect::<Result<Vec<_>>>()?;
+    let plan = Plan {
+        program: options.program,
+        pairs: options.pairs.unwrap_or(if options.quick { 3 } else { 5 }),
+        generations: if options.quick { 0 } else { 30 },
+    };
+    let mut report = Report::default();
+    if options.raw {
+        for set in &sets {
+            rows::orientation(&plan, set, &mut report).await?;
+        }
+        return Ok(report);
+    }
+    if !options.no_memory {
+        rows::memory(&plan, 10_000, 100_000, &mut report).await?;
+    }
+    for set in &sets {
+        rows::captures(&plan, set, &mut report).await?;
+    }
+    Ok(report)
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("yardstick: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(options)) {
+        Ok(report) => {
+            println!("{report}");
+            println!("{} rows miss what must be", report.missed());
+            if report.missed() == 0 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => {
+            eprintln!("yardstick: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

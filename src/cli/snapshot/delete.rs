@@ -1,0 +1,87 @@
+//! `snapshot delete`.
+
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+
+use clap::Args;
+use kube::ResourceExt as _;
+
+use super::{Context, Exit, Failure};
+use crate::{
+    api::Snapshot,
+    ops::{Error, Reference, Session, delete, reference},
+};
+
+#[derive(Args)]
+#[command(after_long_help = "Examples:
+  kubectl backstep snapshot delete before-1-9
+  kubectl backstep snapshot delete shop@3 shop@4 --yes")]
+pub struct Options {
+    /// The snapshots: NAME, LINEAGE@VERSION or tag:NAME
+    #[arg(value_name = "SNAPSHOT", required = true, value_parser = super::reference)]
+    snapshots: Vec<Reference>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
+    let session = context.session().await?;
+    // All names are resolved before the first deletion: a typo deletes nothing.
+    let mut snapshots: Vec<Snapshot> = Vec::new();
+    for name in &options.snapshots {
+        let snapshot = reference::resolve(&session, name).await?;
+        if !snapshots.iter().any(|s| s.uid() == snapshot.uid()) {
+            snapshots.push(snapshot);
+        }
+    }
+    if !options.yes && !confirmed(&session, &snapshots)? {
+        context.out.note("Nothing was deleted.")?;
+        return Ok(Exit::Ok);
+    }
+    for snapshot in &snapshots {
+        delete::delete(&session, snapshot).await?;
+        context.out.line(format_args!(
+            "snapshot.backstep.dev \"{}\" deleted",
+            snapshot.name_any()
+        ))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn confirmed(session: &Session, snapshots: &[Snapshot]) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(
+            Error::usage("deleting snapshots asks first, and there is no terminal to ask on")
+                .fix("pass --yes")
+                .into(),
+        );
+    }
+    let mut stderr = io::stderr();
+    for snapshot in snapshots {
+        let version = reference::versioned(snapshot).map_or_else(String::new, |v| format!(" ({v})"));
+        let pinned = if delete::is_pinned(snapshot) {
+            ", which is pinned"
+        } else {
+            ""
+        };
+        writeln!(stderr, "  {}{version}{pinned}", snapshot.name_any())?;
+    }
+    write!(
+        stderr,
+        "Delete {} from namespace {}? A deleted snapshot cannot be brought back. [y/N] ",
+        count(snapshots.len()),
+        session.namespace
+    )?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+fn count(snapshots: usize) -> String {
+    if snapshots == 1 {
+        "this snapshot".to_owned()
+    } else {
+        format!("these {snapshots} snapshots")
+    }
+}

@@ -1,0 +1,102 @@
+//! `snapshot list`.
+
+use clap::Args;
+use kube::{ResourceExt as _, api::ListParams};
+
+use super::{super::output::Format, Context, Exit, Failure, reference};
+use crate::ops::list::{self, Scope};
+
+#[derive(Args)]
+#[command(after_long_help = "Examples:
+  kubectl backstep snapshot list -n shop
+  kubectl backstep snapshot list -A -o wide
+  kubectl backstep snapshot list --lineage shop --limit 100")]
+pub struct Options {
+    /// Snapshots of all namespaces
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// Only versions of this lineage
+    #[arg(long, value_name = "NAME")]
+    lineage: Option<String>,
+    /// Only those with these labels
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    selector: Option<String>,
+    /// At most this many are read at once, and a token to go on is printed; without it everything is read
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Go on where the last page ended
+    #[arg(long = "continue", value_name = "TOKEN", requires = "limit")]
+    continue_token: Option<String>,
+    /// How to write them
+    #[arg(short, long, value_enum, default_value = "table", value_name = "FORMAT")]
+    output: Format,
+}
+
+pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
+    let session = context.session().await?;
+    let scope = if options.all_namespaces {
+        Scope::All
+    } else {
+        Scope::Namespace
+    };
+    let params = ListParams {
+        label_selector: options.selector.clone(),
+        limit: options.limit,
+        continue_token: options.continue_token.clone(),
+        ..ListParams::default()
+    };
+    let page = if options.limit.is_some() {
+        list::page(&session, scope, &params).await?
+    } else {
+        list::Page {
+            snapshots: list::all(&session, scope, &params).await?,
+            next: None,
+            remaining: None,
+        }
+    };
+    let mut snapshots = page.snapshots;
+    if let Some(lineage) = &options.lineage {
+        snapshots.retain(|s| reference::lineage(s) == lineage);
+    }
+    match options.output {
+        Format::Json | Format::Yaml => context.out.snapshots(options.output, &snapshots, true)?,
+        Format::Name => {
+            for snapshot in &snapshots {
+                context
+                    .out
+                    .line(format_args!("snapshot.backstep.dev/{}", snapshot.name_any()))?;
+            }
+        }
+        Format::Table | Format::Wide if snapshots.is_empty() => {
+            let place = if options.all_namespaces {
+                "any namespace".to_owned()
+            } else {
+                format!("namespace {}", session.namespace)
+            };
+            let lineage = options
+                .lineage
+                .as_ref()
+                .map_or_else(String::new, |l| format!(" of lineage {l}"));
+            context
+                .out
+                .note(format_args!("No snapshots{lineage} found in {place}."))?;
+        }
+        Format::Table | Format::Wide => {
+            let wide = options.output == Format::Wide;
+            let rows: Vec<_> = snapshots
+                .iter()
+                .map(|s| super::row(s, options.all_namespaces, wide))
+                .collect();
+            context.out.table(&super::header(options.all_namespaces, wide), rows)?;
+        }
+    }
+    if let (Some(token), Some(limit)) = (page.next, options.limit) {
+        let left = page
+            .remaining
+            .map_or_else(|| "More are left".to_owned(), |n| format!("{n} are left"));
+        context
+            .out
+            .note(format_args!("{left}; go on with: --limit {limit} --continue {token}"))?;
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,190 @@
+//! The operator process: waits for what must be in place, leads, works, and stops in order.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use kube::runtime::events::{Recorder, Reporter};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    context::Context,
+    snapshot::{self, queue::Captures},
+    store::{Location, Store},
+};
+use crate::{
+    api::names,
+    cluster::{
+        client, guard,
+        lease::{Election, LeaseOptions},
+    },
+    config::RunOptions,
+    telemetry::{
+        admin::{self, AdminState, Readiness},
+        logs,
+        metrics::Telemetry,
+    },
+};
+
+/// How often the guard is looked at.
+const GUARD_EVERY: Duration = Duration::from_secs(30);
+const GUARD_EVERY_WHILE_MISSING: Duration = Duration::from_secs(1);
+/// How long a capture under way may still take at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
+const LEASE_DURATION: Duration = Duration::from_secs(15);
+const LEASE_RENEW: Duration = Duration::from_secs(3);
+
+/// Runs the operator until it is told to stop. The exit code is 0 after a signal, 1 after an error or a lost Lease, 2 for bad options.
+pub fn main(options: RunOptions) -> ExitCode {
+    if let Err(error) = logs::start(options.log_format, &options.log_level) {
+        eprintln!("backstep: {error:#}");
+        return ExitCode::from(2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match runtime.block_on(run(options)) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the operator stops");
+            ExitCode::FAILURE
+        }
+    };
+    // What still runs has had its grace.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+async fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+    let location: Location = options.store.parse().map_err(anyhow::Error::msg)?;
+    let config = client::config(options.kubeconfig.as_deref(), options.context.as_deref()).await?;
+    let api = client::client(config)?;
+    let telemetry = Arc::new(Telemetry::new());
+    let readiness = Readiness::new();
+    let stop = CancellationToken::new();
+    let state = AdminState { telemetry: Arc::clone(&telemetry), readiness: readiness.clone() };
+    let (address, _admin) = admin::serve(options.admin_address, state, stop.clone().cancelled_owned()).await?;
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "the admin server listens");
+    stop_on_signal(stop.clone())?;
+
+    let identity = options.identity.clone().unwrap_or_else(|| format!("backstep-{:08x}", rand::random::<u32>()));
+    let recorder = Recorder::new(
+        api.clone(),
+        Reporter { controller: names::GROUP.into(), instance: Some(identity.clone()) },
+    );
+    let store = Store::new(api.clone(), location, &options);
+    let (captures, ended) = Captures::new();
+    let lease = LeaseOptions {
+        namespace: options.namespace.clone(),
+        name: names::OPERATOR.into(),
+        identity,
+        duration: LEASE_DURATION,
+        renew_every: LEASE_RENEW,
+    };
+    let context =
+        Arc::new(Context::new(api.clone(), options, telemetry.metrics.clone(), store, captures, recorder));
+
+    let watch_guard = tokio::spawn(watch_guard(Arc::clone(&context), readiness));
+    if !until(&stop, wait_for_guard(&context)).await {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut election = Election::new(api, lease);
+    if !until(&stop, election.acquire()).await {
+        return Ok(ExitCode::SUCCESS);
+    }
+    tracing::info!("this process leads");
+    context.metrics.leader.set(1);
+
+    let work = tokio::spawn(lead(Arc::clone(&context), ended, stop.clone()));
+    let lost = tokio::select! {
+        () = election.hold() => true,
+        () = stop.cancelled() => false,
+    };
+    if lost {
+        // Somebody else may already be working: nothing more may be written from here.
+        anyhow::bail!("leadership was lost");
+    }
+    tracing::info!("stopping");
+    let _ = tokio::time::timeout(SHUTDOWN_GRACE, work).await;
+    watch_guard.abort();
+    election.release().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything that only the leader does; ends after `stop`.
+async fn lead(
+    context: Arc<Context>,
+    ended: tokio::sync::mpsc::UnboundedReceiver<(String, String)>,
+    stop: CancellationToken,
+) {
+    let opener = Arc::clone(&context);
+    let open = async move {
+        opener.store.open().await;
+        if let Err(error) = opener.store.publish_location().await {
+            tracing::warn!(%error, "administrators' tools will not find the store by themselves");
+        }
+    };
+    let opening = tokio::spawn(open);
+    let maintenance = tokio::spawn(snapshot::maintenance::run(Arc::clone(&context), stop.clone()));
+    snapshot::run(context, ended, stop).await;
+    opening.abort();
+    maintenance.abort();
+}
+
+async fn wait_for_guard(context: &Context) {
+    let mut announced = Vec::new();
+    loop {
+        let missing = context.guard.missing();
+        if missing.is_empty() {
+            return;
+        }
+        if missing != announced {
+            tracing::warn!(missing = missing.join("; "), "waiting until Backstep is installed completely");
+            announced = missing;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Keeps the guard's state and `/readyz` up to date.
+async fn watch_guard(context: Arc<Context>, readiness: Readiness) {
+    context.guard.set(vec!["the guard has not been looked at yet".into()]);
+    loop {
+        let missing = match guard::missing(&context.client).await {
+            Ok(missing) => missing,
+            // Not known is never "in place".
+            Err(error) => vec![format!("the guard cannot be looked at: {error}")],
+        };
+        let healthy = missing.is_empty();
+        context.metrics.guard_healthy.set(i64::from(healthy));
+        readiness.set(missing.clone());
+        if context.guard.set(missing) && healthy {
+            tracing::info!("CRDs and admission policies are in place");
+        }
+        tokio::time::sleep(if healthy { GUARD_EVERY } else { GUARD_EVERY_WHILE_MISSING }).await;
+    }
+}
+
+/// Whether `work` ended before `stop`.
+async fn until(stop: &CancellationToken, work: impl Future<Output = ()>) -> bool {
+    tokio::select! {
+        () = work => true,
+        () = stop.cancelled() => false,
+    }
+}
+
+fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Keeps the repository in step with the Snapshots that exist, and tidy.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::names,
+    cluster::{
+        self,
+        list::{Collection, Pager},
+    },
+    controller::context::Context,
+    repository::Repository,
+};
+
+#[derive(Deserialize)]
+struct OnlyUid {
+    metadata: Uid,
+}
+
+#[derive(Deserialize)]
+struct Uid {
+    uid: String,
+}
+
+/// Sweeps and tidies every `--maintenance-interval`, the first time right after the start.
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let mut missing_since: HashMap<String, Instant> = HashMap::new();
+    let mut verified = Instant::now();
+    loop {
+        let interval = match context.store.repository() {
+            Ok(repository) => {
+                tidy(&context, &repository, &mut missing_since).await;
+                if verified.elapsed() >= context.options.verify_interval {
+                    verify(&context, &repository).await;
+                    verified = Instant::now();
+                }
+                context.options.maintenance_interval.min(context.options.verify_interval)
+            }
+            Err((_, corrupt)) => {
+                context.metrics.repository_corrupt.set(i64::from(corrupt));
+                std::time::Duration::from_millis(500)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = context.store.maintenance_wanted() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn tidy(context: &Context, repository: &Repository, missing_since: &mut HashMap<String, Instant>) {
+    let released = context.store.take_released();
+    if !released.is_empty()
+        && let Err(error) = repository.delete(&released).await
+    {
+        tracing::warn!(%error, "contents of deleted Snapshots cannot be let go now; the sweep does it later");
+    }
+    if let Err(error) = repository.refresh().await {
+        tracing::warn!(%error, "the repository cannot be refreshed");
+    }
+    match sweep(context, repository, missing_since).await {
+        Ok(0) => {}
+        Ok(freed) => tracing::info!(freed, "contents of Snapshots that are gone are let go"),
+        Err(error) => tracing::warn!(error, "contents of Snapshots that are gone cannot be let go"),
+    }
+    match repository.maintain().await {
+        Ok(report) => tracing::debug!(?report, "the repository is tidy"),
+        Err(error) => tracing::warn!(%error, "the repository cannot be tidied"),
+    }
+    show_usage(context, repository);
+}
+
+/// Reads every stored byte, and says on each affected Snapshot what was found.
+async fn verify(context: &Context, repository: &Repository) {
+    let report = match repository.verify(|_| {}).await {
+        Ok(report) => report,
+        Err(error) => return tracing::warn!(%error, "the repository cannot be verified"),
+    };
+    context.metrics.repository_corrupt.set(i64::from(!report.is_clean()));
+    let mut damaged = HashSet::new();
+    for finding in &report.findings {
+        tracing::error!(blob = finding.blob, problems = finding.problems.join("; "), snapshots = finding.snapshots.len(), "the repository is damaged");
+        damaged.extend(finding.snapshots.iter().cloned());
+    }
+    for uid in context.store.set_damaged(damaged) {
+        if let Some(record) = repository.snapshot(&uid) {
+            context.captures.look_again(&record.namespace, &record.name);
+        }
+    }
+}
+
+/// Brings the gauges up to date.
+pub fn show_usage(context: &Context, repository: &Repository) {
+    let usage = repository.usage();
+    let metrics = &context.metrics;
+    metrics.repository_bytes.set(i64::try_from(usage.stored_bytes).unwrap_or(i64::MAX));
+    metrics.repository_quota_bytes.set(usage.quota.and_then(|q| i64::try_from(q).ok()).unwrap_or(0));
+    metrics.repository_snapshots.set(i64::try_from(usage.snapshots).unwrap_or(i64::MAX));
+}
+
+/// Lets go of contents whose Snapshot has been missing for the whole grace: a CRD that was re-created empty must not cost the contents.
+async fn sweep(
+    context: &Context,
+    repository: &Repository,
+    missing_since: &mut HashMap<String, Instant>,
+) -> Result<usize, String> {
+    // What is committed after the list was made must not look missing.
+    let stored = repository.snapshots(None);
+    let alive = live_uids(context).await.map_err(|e| e.to_string())?;
+    let missing: HashSet<&str> =
+        stored.iter().filter(|record| !alive.contains(&record.uid)).map(|record| record.uid.as_str()).collect();
+    missing_since.retain(|uid, _| missing.contains(uid.as_str()));
+    let now = Instant::now();
+    let mut gone = Vec::new();
+    for uid in missing {
+        let since = *missing_since.entry(uid.to_owned()).or_insert(now);
+        if now.duration_since(since) >= context.options.vanished_grace && !is_retained(repository, uid).await? {
+            gone.push(uid.to_owned());
+        }
+    }
+    if !gone.is_empty() {
+        repository.delete(&gone).await.map_err(|e| e.to_string())?;
+    }
+    Ok(gone.len())
+}
+
+/// Whether the contents outlive their Snapshot.
+async fn is_retained(repository: &Repository, uid: &str) -> Result<bool, String> {
+    match super::capture::recall(repository, uid).await {
+        Ok(captured) => Ok(captured.extras.retain),
+        Err(failure) => Err(failure.message),
+    }
+}
+
+async fn live_uids(context: &Context) -> cluster::Result<HashSet<String>> {
+    let collection = Collection {
+        group: names::GROUP.into(),
+        version: names::VERSION.into(),
+        plural: "snapshots".into(),
+        namespace: None,
+    };
+    let mut uids = HashSet::new();
+    let mut pager = Pager::start(context.client.clone(), collection, true);
+    while let Some(page) = pager.next().await? {
+        for raw in page.items()?.items {
+            let item: OnlyUid = serde_json::from_str(raw.get())
+                .map_err(|source| cluster::Error::Unreadable { what: "list snapshots".into(), source })?;
+            uids.insert(item.metadata.uid);
+        }
+    }
+    Ok(uids)
+}

@@ -1,0 +1,232 @@
+//! Captures that wait, run and have ended, keyed by the Snapshot's UID. Reconcile only asks; the work is done here.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::SnapshotSpec,
+    cluster::Class,
+    domain::snapshot::Extras,
+    repository::SnapshotRecord,
+};
+
+/// Waiting Snapshots share a pass: it starts when nobody new has come for this long, …
+const QUIET: Duration = Duration::from_millis(40);
+/// … or when the first has waited this long, …
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// … with at most this many.
+const MOST_IN_A_PASS: usize = 4096;
+
+/// One capture to make.
+#[derive(Clone, Debug)]
+pub struct CaptureRequest {
+    /// UID of the Snapshot.
+    pub uid: String,
+    /// Name of the Snapshot.
+    pub name: String,
+    /// Its namespace, which is what is captured.
+    pub namespace: String,
+    /// What to capture.
+    pub spec: Arc<SnapshotSpec>,
+}
+
+/// A capture that was committed.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// As the repository keeps it.
+    pub record: Arc<SnapshotRecord>,
+    /// Images, skips and counts.
+    pub extras: Extras,
+}
+
+/// A capture that was not.
+#[derive(Clone, Debug)]
+pub struct CaptureFailure {
+    /// Whether to try again.
+    pub class: Class,
+    /// Reason of the condition.
+    pub reason: &'static str,
+    /// What, why and how to fix.
+    pub message: String,
+}
+
+/// How a capture ended.
+pub type CaptureOutcome = Result<Captured, CaptureFailure>;
+
+/// Where one capture stands.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// Nobody asked for it, or its outcome was taken.
+    Unknown,
+    /// Waits for a pass.
+    Waiting,
+    /// Is being read.
+    Running,
+    /// Ended.
+    Ended(Box<CaptureOutcome>),
+}
+
+enum Entry {
+    Waiting(CaptureRequest),
+    Running,
+    Ended(Box<CaptureOutcome>),
+}
+
+/// The queue; cheap to clone.
+#[derive(Clone)]
+pub struct Captures {
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+    arrived: Arc<Notify>,
+    /// Told the namespace and name of each Snapshot whose capture ended, so that it is reconciled.
+    ended: mpsc::UnboundedSender<(String, String)>,
+}
+
+impl Captures {
+    /// An empty queue, and the channel of what has ended.
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<(String, String)>) {
+        let (ended, receiver) = mpsc::unbounded_channel();
+        (Self { entries: Arc::default(), arrived: Arc::default(), ended }, receiver)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for a capture; a second call while it waits or runs changes nothing.
+    pub fn submit(&self, request: CaptureRequest) {
+        self.lock().entry(request.uid.clone()).or_insert(Entry::Waiting(request));
+        self.arrived.notify_one();
+    }
+
+    /// Where the capture of `uid` stands.
+    pub fn progress(&self, uid: &str) -> Progress {
+        match self.lock().get(uid) {
+            None => Progress::Unknown,
+            Some(Entry::Waiting(_)) => Progress::Waiting,
+            Some(Entry::Running) => Progress::Running,
+            Some(Entry::Ended(outcome)) => Progress::Ended(outcome.clone()),
+        }
+    }
+
+    /// Lets go of an outcome that was published, or of a request whose Snapshot is gone.
+    pub fn forget(&self, uid: &str) {
+        let mut entries = self.lock();
+        if !matches!(entries.get(uid), Some(Entry::Running)) {
+            entries.remove(uid);
+        }
+    }
+
+    /// Has the Snapshot looked at again.
+    pub fn look_again(&self, namespace: &str, name: &str) {
+        // The receiver lives as long as the operator.
+        let _ = self.ended.send((namespace.to_owned(), name.to_owned()));
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.lock().values().filter(|e| matches!(e, Entry::Waiting(_))).count()
+    }
+
+    /// Makes passes until `stop`; the pass under way is ended first.
+    pub async fn run<F, Fut>(self, stop: CancellationToken, pass: F)
+    where
+        F: Fn(Vec<CaptureRequest>) -> Fut,
+        Fut: Future<Output = Vec<CaptureOutcome>>,
+    {
+        loop {
+            tokio::select! {
+                () = self.arrived.notified() => {}
+                () = stop.cancelled() => return,
+            }
+            self.settle().await;
+            while !stop.is_cancelled() {
+                let batch = self.take();
+                if batch.is_empty() {
+                    break;
+                }
+                let keys: Vec<_> =
+                    batch.iter().map(|r| (r.uid.clone(), r.namespace.clone(), r.name.clone())).collect();
+                let outcomes = pass(batch).await;
+                let mut entries = self.lock();
+                for ((uid, namespace, name), outcome) in keys.into_iter().zip(outcomes) {
+                    entries.insert(uid, Entry::Ended(Box::new(outcome)));
+                    // The receiver lives as long as the operator.
+                    let _ = self.ended.send((namespace, name));
+                }
+            }
+        }
+    }
+
+    /// Waits until nobody new comes.
+    async fn settle(&self) {
+        let began = Instant::now();
+        while began.elapsed() < LONGEST_WAIT && self.waiting() < MOST_IN_A_PASS {
+            if tokio::time::timeout(QUIET, self.arrived.notified()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn take(&self) -> Vec<CaptureRequest> {
+        let mut entries = self.lock();
+        let mut batch = Vec::new();
+        for entry in entries.values_mut() {
+            if batch.len() == MOST_IN_A_PASS {
+                break;
+            }
+            if let Entry::Waiting(request) = entry {
+                batch.push(request.clone());
+                *entry = Entry::Running;
+            }
+        }
+        batch.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(uid: &str) -> CaptureRequest {
+        CaptureRequest { uid: uid.into(), name: uid.into(), namespace: "shop".into(), spec: Arc::default() }
+    }
+
+    #[tokio::test]
+    async fn requests_that_wait_together_share_one_pass() {
+        let (captures, mut ended) = Captures::new();
+        for uid in ["a", "b", "c"] {
+            captures.submit(request(uid));
+            captures.submit(request(uid));
+        }
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&sizes);
+        let runner = tokio::spawn(captures.clone().run(CancellationToken::new(), move |batch| {
+            seen.lock().unwrap().push(batch.len());
+            async move {
+                batch
+                    .iter()
+                    .map(|_| Err(CaptureFailure { class: Class::Invalid, reason: "Test", message: String::new() }))
+                    .collect()
+            }
+        }));
+        for _ in 0..3 {
+            tokio::time::timeout(Duration::from_secs(5), ended.recv()).await.unwrap().unwrap();
+        }
+        assert_eq!(*sizes.lock().unwrap(), [3]);
+        assert!(matches!(captures.progress("a"), Progress::Ended(_)));
+        captures.forget("a");
+        assert!(matches!(captures.progress("a"), Progress::Unknown));
+        runner.abort();
+    }
+}

@@ -1,0 +1,81 @@
+//! What a manifest says besides its entries.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::snapshot::{Capture, ComponentCount, ImageStatus, SkipCount};
+
+/// Kept with the manifest; only the image digests are part of the snapshot's digest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Extras {
+    /// What was selected, so that live can be read the same way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Capture>,
+    /// Items by component.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<ComponentCount>,
+    /// Everything that was left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkipCount>,
+    /// The contents outlive the Snapshot (`deletionPolicy: Retain`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retain: bool,
+    /// Every image, by workload and container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ImageStatus>,
+}
+
+impl Extras {
+    /// What of this belongs to the snapshot's digest: workload, container and digest of each image, in order.
+    ///
+    /// Images of jobs are left out: their Pods come and go although nobody changed anything.
+    pub fn digest_bytes(&self) -> Vec<u8> {
+        let mut rows: Vec<_> = self
+            .images
+            .iter()
+            .filter(|image| !image.workload.starts_with("Job/") && !image.workload.starts_with("CronJob/"))
+            .filter_map(|image| Some((&image.workload, &image.container, image.digest.as_ref()?)))
+            .collect();
+        rows.sort_unstable();
+        let mut bytes = Vec::new();
+        for (workload, container, digest) in rows {
+            for text in [workload, container, digest] {
+                bytes.extend_from_slice(&u64::try_from(text.len()).unwrap_or(u64::MAX).to_be_bytes());
+                bytes.extend_from_slice(text.as_bytes());
+            }
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(workload: &str, digest: Option<&str>) -> ImageStatus {
+        ImageStatus {
+            workload: workload.into(),
+            container: "app".into(),
+            digest: digest.map(Into::into),
+            ..ImageStatus::default()
+        }
+    }
+
+    #[test]
+    fn the_order_of_images_and_the_pods_of_jobs_do_not_move_the_digest() {
+        let (a, b) = (
+            image("Deployment/a", Some("sha256:1")),
+            image("Deployment/b", Some("sha256:2")),
+        );
+        let one = Extras {
+            images: vec![a.clone(), b.clone()],
+            ..Extras::default()
+        };
+        let other = Extras {
+            images: vec![b, image("CronJob/c", Some("sha256:3")), a],
+            ..Extras::default()
+        };
+        assert_eq!(one.digest_bytes(), other.digest_bytes());
+        assert!(!one.digest_bytes().is_empty());
+    }
+}

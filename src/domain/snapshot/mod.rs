@@ -1,0 +1,15 @@
+//! What belongs to a snapshot.
+
+mod extras;
+mod images;
+mod references;
+mod selection;
+mod skips;
+mod verdict;
+
+pub use extras::Extras;
+pub use images::ImageResolver;
+pub use references::References;
+pub use selection::{Selection, SelectionError};
+pub use skips::Skips;
+pub use verdict::{KindRule, ObjectVerdict, Verdict, resource_verdict};

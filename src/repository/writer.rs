@@ -1,0 +1,550 @@
+//! Writing: one writer a capture pass, shared by all its streams and snapshots.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    core::{MAX_RACES, Repository, Touched, frame_of},
+    error::{Error, Result},
+    index::{Index, Key, key_of},
+    journal::{Op, WireSnapshot},
+    manifest::{Buffer, ManifestBuilder, SPILL_ROW_BYTES},
+    model::{FORMAT_VERSION, LineageKey, ParentHint, SnapshotDraft, SnapshotRecord},
+    pack::{self, FRAME_TARGET, Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, SealedPack, lock},
+    state::State,
+};
+use crate::domain::object::Digest;
+
+/// Memory for frames that are not full yet; above it the largest is closed early.
+const OPEN_FRAMES: usize = 3 << 20;
+/// Finished packs that wait for their upload before whoever fills the next one has to wait.
+const MAX_WAITING: usize = 2;
+/// Longest life of a writer. Condemned packs are remembered for longer than that.
+const MAX_AGE: SignedDuration = SignedDuration::from_hours(3 * 24);
+
+/// Where a chunk is known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Committed,
+    Writing,
+}
+
+/// Packs in the making.
+#[derive(Default)]
+struct Packer {
+    open: BTreeMap<FrameGroup, OpenFrame>,
+    open_bytes: usize,
+    /// Full frames that are being compressed.
+    closing: Vec<Arc<OpenFrame>>,
+    /// Chunks in open and closing frames.
+    unplaced: HashSet<Key>,
+    body: Option<PackBody>,
+    /// Number of the body's first chunk within this writer.
+    body_first: u32,
+    /// Finished packs and the number of their first chunk.
+    sealed: Vec<(u32, SealedPack)>,
+    index: Index,
+    raw: u64,
+}
+
+pub(super) struct WriterInner {
+    pub repository: Repository,
+    started: Timestamp,
+    touched: Arc<Touched>,
+    packer: Mutex<Packer>,
+    upload: tokio::sync::Mutex<()>,
+    buffers: Mutex<Vec<Weak<tokio::sync::Mutex<Buffer>>>>,
+    buffered: AtomicUsize,
+}
+
+/// Writes contents and commits snapshots. `put` and `contains` may be called from several tasks at once.
+///
+/// Dropped without a commit, it leaves packs that maintenance collects after a grace.
+pub struct Writer {
+    inner: Arc<WriterInner>,
+}
+
+impl Writer {
+    pub(super) fn new(inner: WriterInner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Stores content unless the repository has it; returns its address and whether it was new. At most 16 MiB.
+    pub async fn put(&self, group: FrameGroup, bytes: &[u8]) -> Result<(Digest, bool)> {
+        self.inner.put(group, bytes).await
+    }
+
+    /// Whether content is stored, or was put before. What this confirms stays available to this writer's snapshots.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.inner.known(digest).is_some()
+    }
+
+    /// Begins the manifest of one snapshot. `previous`, normally the newest of its lineage, makes it cheap; one that was deleted
+    /// meanwhile is ignored.
+    #[allow(clippy::unused_async, reason = "the interface leaves room for reading ahead")]
+    pub async fn manifest(&self, previous: Option<&SnapshotRecord>) -> Result<ManifestBuilder> {
+        let previous = previous
+            .and_then(|previous| self.inner.repository.snapshot(&previous.uid))
+            .filter(|previous| previous.segments.iter().all(|segment| self.contains(&segment.digest)));
+        Ok(ManifestBuilder::new(self.inner.clone(), previous))
+    }
+
+    /// Writes what is left and commits all snapshots in one journal record: all of them or none. Versions are given here.
+    /// A snapshot whose UID is committed already is returned as it is.
+    ///
+    /// Errors: [`Error::needs_new_capture`] when contents were collected meanwhile.
+    pub async fn commit(self, drafts: Vec<SnapshotDraft>) -> Result<Vec<Arc<SnapshotRecord>>> {
+        let inner = self.inner;
+        inner.finish().await?;
+        let records = inner.commit(&drafts).await;
+        inner.repository.drop_frames();
+        records
+    }
+}
+
+impl WriterInner {
+    pub fn new(repository: Repository) -> Self {
+        let touched = Arc::new(Touched::default());
+        repository.register(&touched);
+        Self {
+            started: repository.now(),
+            repository,
+            touched,
+            packer: Mutex::default(),
+            upload: tokio::sync::Mutex::default(),
+            buffers: Mutex::default(),
+            buffered: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn known(&self, digest: &Digest) -> Option<Known> {
+        let key = key_of(digest);
+        if self.repository.touch(&key, &self.touched) {
+            return Some(Known::Committed);
+        }
+        let packer = lock(&self.packer);
+        (packer.unplaced.contains(&key) || packer.index.ordinals(&key).next().is_some()).then_some(Known::Writing)
+    }
+
+    pub async fn put(self: &Arc<Self>, group: FrameGroup, bytes: &[u8]) -> Result<(Digest, bool)> {
+        let digest = Digest::of(bytes);
+        if self.repository.touch(&key_of(&digest), &self.touched) {
+            return Ok((digest, false));
+        }
+        let new = self.put_here(group, &digest, bytes).await?;
+        Ok((digest, new))
+    }
+
+    /// Stores content in this writer's packs even when the repository has it elsewhere.
+    pub async fn put_here(self: &Arc<Self>, group: FrameGroup, digest: &Digest, bytes: &[u8]) -> Result<bool> {
+        if bytes.len() > MAX_CHUNK {
+            return Err(Error::Invalid(format!(
+                "content of {} bytes; one chunk holds at most {MAX_CHUNK}",
+                bytes.len()
+            )));
+        }
+        let key = key_of(digest);
+        let full = {
+            let mut packer = lock(&self.packer);
+            if packer.unplaced.contains(&key) || packer.index.ordinals(&key).next().is_some() {
+                return Ok(false);
+            }
+            packer.unplaced.insert(key);
+            packer.open_bytes += bytes.len();
+            packer.raw += bytes.len() as u64;
+            let frame = packer.open.entry(group).or_insert_with(|| OpenFrame::new(group));
+            frame.push(key, bytes);
+            let full = if frame.len() >= FRAME_TARGET {
+                Some(group)
+            } else if packer.open_bytes > OPEN_FRAMES {
+                packer
+                    .open
+                    .values()
+                    .max_by_key(|frame| frame.len())
+                    .map(|frame| frame.group)
+            } else {
+                None
+            };
+            full.and_then(|group| packer.take_open(group))
+        };
+        if let Some(frame) = full
+            && self.place(&frame)?
+        {
+            self.upload_some().await?;
+        }
+        Ok(true)
+    }
+
+    /// Compresses a frame into the current pack; true when that closed a pack.
+    fn place(&self, frame: &Arc<OpenFrame>) -> Result<bool> {
+        let raw = frame.raw();
+        let compressed = self.repository.inner.codecs.compress(&raw)?;
+        let raw = raw.len();
+        let options = &self.repository.inner.options;
+        let mut packer = lock(&self.packer);
+        let packer = &mut *packer;
+        let body = packer.body.get_or_insert_with(|| {
+            let id = PackId((options.random)());
+            // Known as ours before its blob exists, so that maintenance never takes it for a leftover.
+            self.repository.shared_mut().in_flight.insert(id);
+            PackBody::new(id)
+        });
+        let first = packer.body_first + body.push(frame, compressed, raw)?;
+        for (key, ordinal) in frame.keys.iter().zip(first..) {
+            packer.index.insert(*key, ordinal);
+            packer.unplaced.remove(key);
+        }
+        packer.closing.retain(|other| !Arc::ptr_eq(other, frame));
+        if body.size < options.pack_bytes {
+            return Ok(false);
+        }
+        packer.seal();
+        Ok(true)
+    }
+
+    /// Uploads in the background; waits only when too much is waiting already.
+    async fn upload_some(self: &Arc<Self>) -> Result<()> {
+        let waiting = lock(&self.packer)
+            .sealed
+            .iter()
+            .filter(|(_, pack)| pack.blob.is_some())
+            .count();
+        if waiting >= MAX_WAITING {
+            return self.upload().await;
+        }
+        let this = self.clone();
+        // A failure here is met again, and told, by the next upload that is waited for.
+        drop(tokio::spawn(async move { this.upload().await }));
+        Ok(())
+    }
+
+    /// Uploads all finished packs. Their names are random, so one that exists already is ours, from a try whose answer was lost.
+    async fn upload(&self) -> Result<()> {
+        let _one_at_a_time = self.upload.lock().await;
+        loop {
+            let next = {
+                let packer = lock(&self.packer);
+                packer
+                    .sealed
+                    .iter()
+                    .find_map(|(_, pack)| Some((pack.record.id, pack.blob.clone()?)))
+            };
+            let Some((id, blob)) = next else { return Ok(()) };
+            self.repository.inner.backend.put_new(&id.blob(), blob).await?;
+            for (_, pack) in &mut lock(&self.packer).sealed {
+                if pack.record.id == id {
+                    pack.blob = None;
+                }
+            }
+        }
+    }
+
+    /// Closes all frames and packs and uploads them.
+    pub async fn finish(&self) -> Result<()> {
+        loop {
+            let frame = {
+                let mut packer = lock(&self.packer);
+                let Some((&group, _)) = packer.open.first_key_value() else {
+                    break;
+                };
+                let mut taken = packer.open.remove(&group);
+                // Small rests compress better together, but digests among text only spoil its code.
+                while let Some(frame) = &mut taken {
+                    let Some((&next, more)) = packer.open.first_key_value() else {
+                        break;
+                    };
+                    if frame.group.class() != next.class() || frame.len() + more.len() > FRAME_TARGET {
+                        break;
+                    }
+                    if let Some(more) = packer.open.remove(&next) {
+                        frame.absorb(more);
+                    }
+                }
+                taken.map(|frame| packer.close(frame))
+            };
+            if let Some(frame) = frame
+                && self.place(&frame)?
+            {
+                self.upload().await?;
+            }
+        }
+        lock(&self.packer).seal();
+        self.upload().await
+    }
+
+    /// Records of all packs written.
+    pub fn packs(&self) -> Vec<pack::PackRecord> {
+        lock(&self.packer)
+            .sealed
+            .iter()
+            .map(|(_, pack)| pack.record.clone())
+            .collect()
+    }
+
+    /// A chunk of this writer or of the repository.
+    pub async fn read(&self, digest: &Digest) -> Result<Bytes> {
+        enum Place {
+            Here(Bytes),
+            Frame(PackId, Frame, u32, Option<Bytes>),
+        }
+        let key = key_of(digest);
+        let place = {
+            let packer = lock(&self.packer);
+            let mut open = packer.open.values().chain(packer.closing.iter().map(AsRef::as_ref));
+            if packer.unplaced.contains(&key) {
+                open.find_map(|frame| frame.chunk(&key))
+                    .map(|bytes| Place::Here(Bytes::copy_from_slice(bytes)))
+            } else {
+                packer
+                    .index
+                    .ordinals(&key)
+                    .next()
+                    .and_then(|ordinal| packer.find(ordinal))
+                    .map(|(id, frame, slot, piece)| Place::Frame(id, frame, slot, piece))
+            }
+        };
+        let bytes = match place {
+            None => return self.repository.read_chunk(digest).await,
+            Some(Place::Here(bytes)) => bytes,
+            Some(Place::Frame(id, frame, slot, piece)) => {
+                let raw = if let Some(piece) = piece {
+                    self.repository.unpack(id, &frame, &piece)?
+                } else {
+                    let raw = self.repository.frame(id, &frame).await?;
+                    raw.ok_or_else(|| Error::PackCondemned {
+                        what: format!("pack {id}"),
+                    })?
+                };
+                pack::chunk_of(&raw, slot).map_err(|e| Error::corrupt(id.blob(), e.0))?
+            }
+        };
+        if Digest::of(&bytes) != *digest {
+            return Err(Error::corrupt(format!("chunk {digest}"), "does not match its digest"));
+        }
+        Ok(bytes)
+    }
+
+    pub fn register(&self, buffer: &Arc<tokio::sync::Mutex<Buffer>>) {
+        let mut buffers = lock(&self.buffers);
+        if buffers.len() == buffers.capacity() {
+            buffers.retain(|buffer| buffer.strong_count() > 0);
+        }
+        buffers.push(Arc::downgrade(buffer));
+    }
+
+    /// Counts one more waiting row; true when there are too many.
+    pub fn buffer_grew(&self) -> bool {
+        let rows = self.buffered.fetch_add(1, Ordering::Relaxed) + 1;
+        rows * SPILL_ROW_BYTES > self.repository.inner.options.manifest_buffer
+    }
+
+    pub fn unbuffer(&self, rows: usize) {
+        self.buffered.fetch_sub(rows, Ordering::Relaxed);
+    }
+
+    /// Writes the rows of the fullest builders until half of the memory is free.
+    pub async fn spill(self: &Arc<Self>) -> Result<()> {
+        let buffers: Vec<_> = lock(&self.buffers).iter().filter_map(Weak::upgrade).collect();
+        let mut by_rows: Vec<_> = buffers
+            .into_iter()
+            .filter_map(|buffer| {
+                let rows = buffer.try_lock().ok()?.rows.len();
+                (rows > 0).then_some((rows, buffer))
+            })
+            .collect();
+        by_rows.sort_by_key(|(rows, _)| std::cmp::Reverse(*rows));
+        let target = self.repository.inner.options.manifest_buffer / 2;
+        for (_, buffer) in by_rows {
+            if self.buffered.load(Ordering::Relaxed) * SPILL_ROW_BYTES <= target {
+                break;
+            }
+            if let Ok(mut buffer) = buffer.try_lock() {
+                buffer.flush(self).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, drafts: &[SnapshotDraft]) -> Result<Vec<Arc<SnapshotRecord>>> {
+        if self.repository.now().duration_since(self.started) > MAX_AGE {
+            return Err(Error::WriterExpired {
+                limit_hours: MAX_AGE.as_hours(),
+            });
+        }
+        let packs = self.packs();
+        let ratio = {
+            let raw = lock(&self.packer).raw;
+            let stored: u64 = packs.iter().map(|pack| pack.size).sum();
+            move |bytes: u64| {
+                if raw == 0 {
+                    0
+                } else {
+                    u64::try_from(u128::from(bytes) * u128::from(stored) / u128::from(raw)).unwrap_or(u64::MAX)
+                }
+            }
+        };
+        let repository = &self.repository;
+        let _journal = repository.inner.journal.lock().await;
+        for _ in 0..MAX_RACES {
+            repository.catch_up().await?;
+            let op = {
+                let shared = repository.shared();
+                let pending: Vec<_> = drafts
+                    .iter()
+                    .filter(|draft| !shared.state.snapshots.contains_key(&draft.uid))
+                    .collect();
+                if pending.is_empty() {
+                    return drafts
+                        .iter()
+                        .map(|draft| shared.state.snapshots.get(&draft.uid).cloned())
+                        .collect::<Option<_>>()
+                        .ok_or_else(|| Error::Invalid("a draft vanished while it was committed".to_owned()));
+                }
+                if let Some(pack) = packs.iter().find(|pack| shared.state.condemned.contains_key(&pack.id)) {
+                    return Err(Error::PackCondemned {
+                        what: format!("pack {}", pack.id),
+                    });
+                }
+                let lost = lock(&self.touched.displaced)
+                    .iter()
+                    .find(|key| shared.resolve(key).is_none())
+                    .copied();
+                if let Some(key) = lost {
+                    return Err(Error::PackCondemned {
+                        what: format!("chunk {}…", hex::encode(key)),
+                    });
+                }
+                let snapshots = number(&shared.state, &pending, ratio)?;
+                Op::Commit {
+                    snapshots,
+                    packs: packs.clone(),
+                }
+            };
+            // After success the next round finds all of them.
+            repository.append(op).await?;
+        }
+        Err(Error::Contended { attempts: MAX_RACES })
+    }
+}
+
+/// Gives the versions, in the order of the drafts.
+fn number(state: &State, drafts: &[&SnapshotDraft], ratio: impl Fn(u64) -> u64) -> Result<Vec<WireSnapshot>> {
+    let mut next: HashMap<LineageKey, (u64, Option<u64>)> = HashMap::new();
+    let mut uids = HashSet::new();
+    let mut snapshots = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        if !uids.insert(&draft.uid) {
+            return Err(Error::Invalid(format!("snapshot {} is drafted twice", draft.uid)));
+        }
+        let key = LineageKey::new(&draft.namespace, &draft.lineage);
+        let before = state.lineages.get(&key);
+        let (version, head) = next
+            .entry(key.clone())
+            .or_insert_with(|| before.map_or((1, None), |lineage| (lineage.next_version, lineage.head)));
+        let parent = match draft.parent {
+            ParentHint::Head => *head,
+            ParentHint::Version(parent) if parent < *version && parent > 0 => Some(parent),
+            ParentHint::Version(parent) => {
+                let LineageKey { namespace, lineage } = key;
+                return Err(Error::VersionNotFound {
+                    namespace,
+                    lineage,
+                    version: parent,
+                });
+            }
+        };
+        let built = &draft.manifest;
+        let mut sizes = built.sizes;
+        sizes.stored = ratio(sizes.new + built.manifest_bytes);
+        let record = SnapshotRecord {
+            uid: draft.uid.clone(),
+            namespace: draft.namespace.clone(),
+            namespace_uid: draft.namespace_uid.clone(),
+            name: draft.name.clone(),
+            lineage: draft.lineage.clone(),
+            version: *version,
+            parent,
+            created_at: draft.created_at,
+            author: draft.author.clone(),
+            safety: draft.safety,
+            tags: draft.tags.clone(),
+            digest: built.digest,
+            format_version: FORMAT_VERSION,
+            counts: built.counts,
+            sizes,
+            segments: built.segments.clone(),
+            extras: built.extras,
+            digest_extra: built.digest_extra,
+        };
+        let base = built.base.as_ref().and_then(|uid| state.snapshots.get(uid));
+        let base = base.filter(|base| base.namespace == draft.namespace && base.lineage == draft.lineage);
+        snapshots.push(WireSnapshot::write(&record, base.map(AsRef::as_ref)));
+        *head = Some(*version);
+        *version += 1;
+    }
+    Ok(snapshots)
+}
+
+impl Drop for WriterInner {
+    fn drop(&mut self) {
+        let packer = lock(&self.packer);
+        let mut shared = self.repository.shared_mut();
+        let ids = packer
+            .sealed
+            .iter()
+            .map(|(_, pack)| pack.record.id)
+            .chain(packer.body.iter().map(|body| body.id));
+        for id in ids {
+            shared.in_flight.remove(&id);
+        }
+    }
+}
+
+impl Packer {
+    fn take_open(&mut self, group: FrameGroup) -> Option<Arc<OpenFrame>> {
+        let frame = self.open.remove(&group)?;
+        Some(self.close(frame))
+    }
+
+    fn close(&mut self, frame: OpenFrame) -> Arc<OpenFrame> {
+        self.open_bytes -= frame.len();
+        let frame = Arc::new(frame);
+        self.closing.push(frame.clone());
+        frame
+    }
+
+    fn seal(&mut self) {
+        if let Some(body) = self.body.take_if(|body| !body.is_empty()) {
+            let first = self.body_first;
+            let pack = body.seal();
+            self.body_first += pack.record.chunks;
+            self.sealed.push((first, pack));
+        }
+    }
+
+    /// Pack, frame and slot of a placed chunk, and the frame's bytes while they are in memory.
+    fn find(&self, ordinal: u32) -> Option<(PackId, Frame, u32, Option<Bytes>)> {
+        if let Some(body) = self.body.as_ref().filter(|_| ordinal >= self.body_first) {
+            let (frame, slot) = frame_of(&body.frames, ordinal - self.body_first)?;
+            let at = body.frames.partition_point(|other| other.offset < frame.offset);
+            return Some((body.id, frame, slot, body.piece(at)));
+        }
+        let at = self
+            .sealed
+            .partition_point(|(first, _)| *first <= ordinal)
+            .checked_sub(1)?;
+        let (first, pack) = self.sealed.get(at)?;
+        let (frame, slot) = frame_of(&pack.frames, ordinal - first)?;
+        let at = pack.frames.partition_point(|other| other.offset < frame.offset);
+        let piece = pack.blob.as_ref().and_then(|blob| blob.get(at + 1).cloned());
+        Some((pack.record.id, frame, slot, piece))
+    }
+}
