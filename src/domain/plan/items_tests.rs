@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     api::{rollback_request::Strategy, snapshot::Component},
+    domain::object::{FingerprintKey, ListShape},
     domain::plan::{
         Facts, Options,
         testing::{World, autoscaler, config_map, deployment, everything, facts, id, labelled},
@@ -416,4 +417,26 @@ fn a_pinned_image_is_written_once_and_then_listed() {
     };
     let plan = now.plan_with(&then, &as_captured, &pinned).unwrap();
     assert!(plan.items()[0].notes.is_empty());
+}
+
+#[test]
+fn a_diff_shows_removed_fields_as_removals_and_no_secret_value() {
+    let (mut then, mut now) = changed(&cfg(), config_map("a"), |now| {
+        now.set(&cfg(), &["data", "added"], json!("x"));
+    });
+    let secret = id("", "Secret", "s");
+    then.put(&secret, json!({"data": {"k": "aHVudGVyMg=="}}));
+    now.put(&secret, json!({"data": {"k": "cm90YXRlZA=="}}));
+    let plan = now.plan(&then, &everything()).unwrap();
+    let key = FingerprintKey::new([7; 32]);
+    let text = |name: &str| {
+        let item = plan.items().iter().find(|item| item.id.name == name).unwrap();
+        let shape = ListShape::builtin(&item.id.group, &item.id.kind).unwrap();
+        assert!(!item.diff(&shape, &key).is_empty());
+        item.unified(&shape, &key)
+    };
+    assert!(text("cfg").contains("-  added: x"), "{}", text("cfg"));
+    assert!(
+        text("s").contains("hmac-sha256:") && !text("s").contains("aHVudGVyMg") && !text("s").contains("cm90YXRlZA")
+    );
 }

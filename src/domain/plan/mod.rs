@@ -5,9 +5,11 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use serde_json::Value;
+
 use crate::{
     api::snapshot::Component,
-    domain::object::{Digest, ObjectId},
+    domain::object::{Digest, FingerprintKey, ListShape, ObjectId, diff},
 };
 
 pub mod consumers;
@@ -65,6 +67,31 @@ pub struct Item {
     pub refusal: Option<Refusal>,
     /// What a reader should know besides.
     pub notes: Vec<Note>,
+}
+
+impl Item {
+    /// The live and the future content of an item that writes content or deletes.
+    fn states(&self) -> (Option<&Value>, Option<&Value>) {
+        let now = self.live.as_ref().map(|live| &live.content.0);
+        match &self.action {
+            Action::Create | Action::Update | Action::Recreate(_) | Action::Delete => {
+                (now, self.desired.as_ref().map(|wanted| &wanted.content.0))
+            }
+            Action::Keep(_) | Action::Skip(_) | Action::Restart(_) => (None, None),
+        }
+    }
+
+    /// Field by field, from live to target; values of Secrets are fingerprints. Empty where no content is written.
+    pub fn diff(&self, shape: &ListShape, key: &FingerprintKey) -> diff::ObjectDiff {
+        let (now, then) = self.states();
+        diff::diff(now, then, shape, key)
+    }
+
+    /// As unified text, from live to target; values of Secrets are fingerprints. Empty where no content is written.
+    pub fn unified(&self, shape: &ListShape, key: &FingerprintKey) -> String {
+        let (now, then) = self.states();
+        diff::unified(now, then, shape, key)
+    }
 }
 
 /// The live object that an item was planned against.
