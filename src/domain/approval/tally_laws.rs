@@ -16,7 +16,9 @@ const VOTERS: [&str; 6] = ["ada", "bob", "carl", "dora", "oidc:ada", "requester"
 const STAGES: [&str; 3] = ["one", "two", "three"];
 
 fn any_cast(decisions: std::ops::Range<usize>) -> impl Strategy<Value = Cast> {
-    (0..VOTERS.len(), 0..STAGES.len(), decisions, 0..70i64, 0..6u8)
+    // Mostly decisions that count, or hardly anything would ever be approved.
+    let decision = prop_oneof![40 => Just(decisions.start), 1 => decisions];
+    (0..VOTERS.len(), 0..STAGES.len(), decision, 0..58i64, 0..60u8)
 }
 
 fn cast(index: usize, (voter, stage, decision, minute, access): Cast, uids: &[String]) -> Vote<'_> {
@@ -36,8 +38,8 @@ fn any_setting() -> impl Strategy<Value = Setting> {
     let stage_of = (
         0..3i32,
         1..3i32,
-        prop::collection::vec(0..VOTERS.len(), 0..4),
-        0..40u32,
+        prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(0..VOTERS.len(), 1..4)],
+        prop_oneof![6 => Just(0), 1 => 1..40u32],
         any::<bool>(),
     );
     (prop::collection::vec(stage_of, 1..4), any::<bool>(), 0..60i64).prop_map(|(stages, approved, minute)| {
@@ -80,11 +82,11 @@ fn is_approved(setting: &Setting, casts: &[Cast], now: i64) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn another_approval_never_makes_it_less_approved(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), more in any_cast(0..1), now in 0..80i64
+        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..7), more in any_cast(0..1), now in 0..62i64
     ) {
         if is_approved(&setting, &casts, now) {
             let mut all = casts.clone();
@@ -95,7 +97,7 @@ proptest! {
 
     #[test]
     fn another_objection_never_makes_it_more_approved(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), more in any_cast(1..3), now in 0..80i64
+        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..7), more in any_cast(1..3), now in 0..62i64
     ) {
         if !is_approved(&setting, &casts, now) {
             let mut all = casts.clone();
@@ -106,7 +108,7 @@ proptest! {
 
     #[test]
     fn the_order_in_which_decisions_are_listed_means_nothing(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), now in 0..80i64
+        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..7), now in 0..62i64
     ) {
         let uids: Vec<String> = (0..casts.len()).map(|index| format!("v{index:03}")).collect();
         let votes: Vec<Vote<'_>> = casts.iter().enumerate().map(|(index, one)| cast(index, *one, &uids)).collect();
@@ -120,7 +122,7 @@ proptest! {
 
     #[test]
     fn no_excluded_person_and_no_one_without_rights_ever_counts(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), now in 0..80i64
+        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..7), now in 0..62i64
     ) {
         let uids: Vec<String> = (0..casts.len()).map(|index| format!("v{index:03}")).collect();
         let votes: Vec<Vote<'_>> = casts.iter().enumerate().map(|(index, one)| cast(index, *one, &uids)).collect();
