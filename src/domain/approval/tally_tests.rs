@@ -1,9 +1,15 @@
-use proptest::prelude::*;
+use jiff::Timestamp;
 
 use super::*;
-use crate::api::{approval_policy::Alias, approval_request::OnTimeout};
+use crate::{
+    api::{approval_policy::Alias, approval_request::OnTimeout},
+    domain::{
+        approval::identity::{Exclusion, Exclusions, People},
+        object::Digest,
+    },
+};
 
-fn at(minutes: i64) -> Timestamp {
+pub(super) fn at(minutes: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + 60 * minutes).unwrap()
 }
 
@@ -11,7 +17,7 @@ fn plan() -> Digest {
     Digest::of(b"plan")
 }
 
-fn stage(name: &str, required: i32, users: &[&str]) -> RequestStage {
+pub(super) fn stage(name: &str, required: i32, users: &[&str]) -> RequestStage {
     RequestStage {
         name: name.to_owned(),
         required,
@@ -26,18 +32,18 @@ fn stage(name: &str, required: i32, users: &[&str]) -> RequestStage {
 
 /// A world around a ballot, each part of which a test may change.
 #[derive(Debug)]
-struct Setting {
-    stages: Vec<RequestStage>,
-    exclusions: Exclusions,
-    people: People,
-    phase: ApprovalPhase,
-    approved: Option<Timestamp>,
-    epoch: Timestamp,
-    require_comment: bool,
+pub(super) struct Setting {
+    pub(super) stages: Vec<RequestStage>,
+    pub(super) exclusions: Exclusions,
+    pub(super) people: People,
+    pub(super) phase: ApprovalPhase,
+    pub(super) approved: Option<Timestamp>,
+    pub(super) epoch: Timestamp,
+    pub(super) require_comment: bool,
 }
 
 impl Setting {
-    fn new(stages: Vec<RequestStage>) -> Self {
+    pub(super) fn new(stages: Vec<RequestStage>) -> Self {
         Self {
             stages,
             exclusions: Exclusions {
@@ -53,7 +59,7 @@ impl Setting {
         }
     }
 
-    fn ballot(&self) -> Ballot<'_> {
+    pub(super) fn ballot(&self) -> Ballot<'_> {
         Ballot {
             request_uid: "request",
             plan_digest: plan(),
@@ -80,7 +86,7 @@ impl Setting {
     }
 }
 
-fn vote<'a>(username: &'a str, stage: &'a str, decision: Decision, minute: i64) -> Vote<'a> {
+pub(super) fn vote<'a>(username: &'a str, stage: &'a str, decision: Decision, minute: i64) -> Vote<'a> {
     Vote {
         uid: username,
         username,
@@ -437,131 +443,4 @@ fn what_ran_first_is_reviewed_by_somebody_else_at_any_time() {
         Verdict::AwaitingReview
     );
     assert_eq!(setting.count(&[acknowledge("bob")]).verdict, Verdict::Reviewed);
-}
-
-/// `(voter, stage, decision, minute, access)`.
-type Cast = (usize, usize, usize, i64, u8);
-
-const VOTERS: [&str; 6] = ["ada", "bob", "carl", "dora", "oidc:ada", "requester"];
-const STAGES: [&str; 3] = ["one", "two", "three"];
-
-fn any_cast(decisions: std::ops::Range<usize>) -> impl Strategy<Value = Cast> {
-    (0..VOTERS.len(), 0..STAGES.len(), decisions, 0..70i64, 0..6u8)
-}
-
-fn cast(index: usize, (voter, stage, decision, minute, access): Cast, uids: &[String]) -> Vote<'_> {
-    const DECISIONS: [Decision; 3] = [Decision::Approve, Decision::Reject, Decision::Revoke];
-    Vote {
-        uid: &uids[index],
-        access: match access {
-            0 => Access::Denied,
-            1 => Access::Unknown,
-            _ => Access::Allowed,
-        },
-        ..vote(VOTERS[voter], STAGES[stage], DECISIONS[decision], minute)
-    }
-}
-
-fn any_setting() -> impl Strategy<Value = Setting> {
-    let stage_of = (
-        0..3i32,
-        1..3i32,
-        prop::collection::vec(0..VOTERS.len(), 0..4),
-        0..40u32,
-        any::<bool>(),
-    );
-    (prop::collection::vec(stage_of, 1..4), any::<bool>(), 0..60i64).prop_map(|(stages, approved, minute)| {
-        let stages = stages
-            .iter()
-            .enumerate()
-            .map(|(index, (required, deny, users, timeout, escalate))| {
-                let users: Vec<&str> = users.iter().map(|user| VOTERS[*user]).collect();
-                let mut one = stage(STAGES[index], *required, &users);
-                one.rejections_to_deny = *deny;
-                one.timeout = (*timeout > 0).then(|| format!("{timeout}m"));
-                one.on_timeout = escalate.then(|| OnTimeout {
-                    action: TimeoutAction::Escalate,
-                    approvers: stage("x", 1, &["dora"]).approvers,
-                });
-                one
-            })
-            .collect();
-        let mut setting = Setting::new(stages);
-        setting.people = People::new(&[Alias {
-            name: "ada".to_owned(),
-            identities: vec!["ada".to_owned(), "oidc:ada".to_owned()],
-        }]);
-        if approved {
-            setting.phase = ApprovalPhase::Approved;
-            setting.approved = Some(at(minute));
-        }
-        setting
-    })
-}
-
-fn is_approved(setting: &Setting, casts: &[Cast], now: i64) -> bool {
-    let uids: Vec<String> = (0..casts.len()).map(|index| format!("v{index:03}")).collect();
-    let votes: Vec<Vote<'_>> = casts
-        .iter()
-        .enumerate()
-        .map(|(index, one)| cast(index, *one, &uids))
-        .collect();
-    tally(&setting.ballot(), &votes, at(now)).verdict == Verdict::Approved
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    #[test]
-    fn another_approval_never_makes_it_less_approved(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), more in any_cast(0..1), now in 0..80i64
-    ) {
-        if is_approved(&setting, &casts, now) {
-            let mut all = casts.clone();
-            all.push(more);
-            prop_assert!(is_approved(&setting, &all, now));
-        }
-    }
-
-    #[test]
-    fn another_objection_never_makes_it_more_approved(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), more in any_cast(1..3), now in 0..80i64
-    ) {
-        if !is_approved(&setting, &casts, now) {
-            let mut all = casts.clone();
-            all.push(more);
-            prop_assert!(!is_approved(&setting, &all, now));
-        }
-    }
-
-    #[test]
-    fn the_order_in_which_decisions_are_listed_means_nothing(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), now in 0..80i64
-    ) {
-        let uids: Vec<String> = (0..casts.len()).map(|index| format!("v{index:03}")).collect();
-        let votes: Vec<Vote<'_>> = casts.iter().enumerate().map(|(index, one)| cast(index, *one, &uids)).collect();
-        let mut reversed = votes.clone();
-        reversed.reverse();
-        let (forth, mut back) = (tally(&setting.ballot(), &votes, at(now)), tally(&setting.ballot(), &reversed, at(now)));
-        back.votes.reverse();
-        prop_assert_eq!(forth.votes, back.votes);
-        prop_assert_eq!(forth.verdict, back.verdict);
-    }
-
-    #[test]
-    fn no_excluded_person_and_no_one_without_rights_ever_counts(
-        setting in any_setting(), casts in prop::collection::vec(any_cast(0..3), 0..10), now in 0..80i64
-    ) {
-        let uids: Vec<String> = (0..casts.len()).map(|index| format!("v{index:03}")).collect();
-        let votes: Vec<Vote<'_>> = casts.iter().enumerate().map(|(index, one)| cast(index, *one, &uids)).collect();
-        let tally = tally(&setting.ballot(), &votes, at(now));
-        for (vote, (_, counted)) in votes.iter().zip(&tally.votes) {
-            if counted.is_ok() {
-                prop_assert!(vote.username != "requester" && vote.access == Access::Allowed);
-            }
-        }
-        for stage in &tally.stages {
-            prop_assert!(stage.approved <= stage.required);
-        }
-    }
 }

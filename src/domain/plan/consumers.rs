@@ -127,20 +127,20 @@ mod tests {
         }
     }
 
-    fn pods(spec: Value) -> Value {
+    fn pods(spec: &Value) -> Value {
         json!({"spec": {"template": {"spec": spec}}})
     }
 
     #[test]
     fn consumers_by_environment_and_sub_path_must_restart() {
         let by_env = pods(
-            json!({"containers": [{"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cfg", "key": "mode"}}}]}]}),
+            &json!({"containers": [{"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cfg", "key": "mode"}}}]}]}),
         );
         assert!(must_restart(&web(), &by_env, &changed("ConfigMap", "mode", false)));
-        let by_env_from = pods(json!({"containers": [{"envFrom": [{"secretRef": {"name": "cfg"}}]}]}));
+        let by_env_from = pods(&json!({"containers": [{"envFrom": [{"secretRef": {"name": "cfg"}}]}]}));
         assert!(must_restart(&web(), &by_env_from, &changed("Secret", "mode", false)));
         let by_sub_path = pods(
-            json!({"containers": [{"volumeMounts": [{"name": "v", "subPath": "mode"}]}],
+            &json!({"containers": [{"volumeMounts": [{"name": "v", "subPath": "mode"}]}],
             "volumes": [{"name": "v", "secret": {"secretName": "cfg"}}]}),
         );
         assert!(must_restart(&web(), &by_sub_path, &changed("Secret", "mode", false)));
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_plain_volume_mount_follows_by_itself() {
-        let plain = pods(json!({"containers": [{"volumeMounts": [{"name": "v"}]}],
+        let plain = pods(&json!({"containers": [{"volumeMounts": [{"name": "v"}]}],
             "volumes": [{"name": "v", "projected": {"sources": [{"configMap": {"name": "cfg"}}]}}]}));
         assert!(!must_restart(&web(), &plain, &changed("ConfigMap", "mode", false)));
         assert!(
@@ -161,7 +161,7 @@ mod tests {
     fn an_init_container_has_read_its_files_already() {
         let init = |policy: Value| {
             pods(
-                json!({"containers": [], "initContainers": [{"restartPolicy": policy, "volumeMounts": [{"name": "v"}]}],
+                &json!({"containers": [], "initContainers": [{"restartPolicy": policy, "volumeMounts": [{"name": "v"}]}],
             "volumes": [{"name": "v", "configMap": {"name": "cfg"}}]}),
             )
         };
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn another_key_another_name_and_another_kind_restart_nobody() {
         let by_env = pods(
-            json!({"containers": [{"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cfg", "key": "mode"}}}]}]}),
+            &json!({"containers": [{"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cfg", "key": "mode"}}}]}]}),
         );
         assert!(!must_restart(&web(), &by_env, &changed("ConfigMap", "other", false)));
         assert!(!must_restart(&web(), &by_env, &changed("Secret", "mode", false)));

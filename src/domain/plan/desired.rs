@@ -94,18 +94,18 @@ pub struct Desired {
 
 impl Desired {
     /// The live object with the images of the captured `content`, and nothing else of it.
-    pub fn images(id: &ObjectId, content: &Value, live: &Live<'_>, context: Context<'_>) -> Self {
+    pub fn images(id: &ObjectId, content: &Value, live: &Live<'_>, around: Context<'_>) -> Self {
         let with_images = |mut object: Value| {
             workload::set_images(id, &mut object, |container| {
                 workload::image(id, content, container).map(str::to_owned)
             });
-            let pinned = workload::pin(id, &mut object, context.pins);
+            let pinned = workload::pin(id, &mut object, around.pins);
             (object, pinned)
         };
         let (wanted, pinned) = with_images(live.content.clone());
         let mut object = with_images(live.raw.clone()).0;
         json::put(&mut object, &["metadata", "managedFields"], None);
-        let masked: Vec<Path> = context.autoscaler.iter().map(|_| &["spec", "replicas"][..]).collect();
+        let masked: Vec<Path> = around.autoscaler.iter().map(|_| &["spec", "replicas"][..]).collect();
         Self {
             content: Content(wanted),
             object: Content(object),
@@ -139,7 +139,7 @@ pub struct Context<'a> {
 }
 
 /// What `id` should become, given its captured canonical `content`, what was kept beside it, the object as it is now, and the
-/// context.
+/// around.
 ///
 /// Live wins for the fields of `rollback.md` §1: identity, finalizers, owner UIDs, `status`, allocated addresses and ports, a
 /// claim's volume, class and size, `replicas` under an autoscaler, and the time of the last restart.
@@ -148,15 +148,15 @@ pub fn desired(
     content: &Value,
     beside: Option<&Beside>,
     live: Option<&Live<'_>>,
-    context: Context<'_>,
+    around: Context<'_>,
 ) -> Desired {
-    let wanted = Wanted::of(id, content.clone(), live, context);
+    let wanted = Wanted::of(id, content.clone(), live, around);
     let mut object = match beside.filter(|beside| !beside.order.is_empty()) {
         // Lists go back in the order they were written in, which the canonical form does not have.
         Some(beside) => {
             let mut ordered = content.clone();
             apply_order(&mut ordered, &beside.order);
-            Wanted::of(id, ordered, live, context).content
+            Wanted::of(id, ordered, live, around).content
         }
         None => wanted.content.clone(),
     };
@@ -213,7 +213,7 @@ pub(super) fn owner_id(reference: &Value) -> Option<ObjectId> {
 }
 
 impl Wanted {
-    fn of(id: &ObjectId, content: Value, live: Option<&Live<'_>>, context: Context<'_>) -> Self {
+    fn of(id: &ObjectId, content: Value, live: Option<&Live<'_>>, around: Context<'_>) -> Self {
         let mut wanted = Self {
             content,
             kept: Vec::new(),
@@ -224,19 +224,19 @@ impl Wanted {
         for field in ["uid", "resourceVersion", "finalizers", "managedFields"] {
             json::put(&mut wanted.content, &["metadata", field], None);
         }
-        wanted.resolve_owners(live, context.owner);
+        wanted.resolve_owners(live, around.owner);
         if let Some(live) = live {
             match (id.group.as_str(), id.kind.as_str()) {
                 ("", "Service") => wanted.service(live),
                 ("", "PersistentVolumeClaim") => wanted.claim(live),
                 _ => {}
             }
-            if let Some(autoscaler) = context.autoscaler {
+            if let Some(autoscaler) = around.autoscaler {
                 wanted.masked.push(&["spec", "replicas"]);
                 wanted.keep(live, &["spec", "replicas"], KeptReason::Autoscaled(autoscaler.clone()));
             }
         }
-        wanted.pinned = workload::pin(id, &mut wanted.content, context.pins);
+        wanted.pinned = workload::pin(id, &mut wanted.content, around.pins);
         wanted
     }
 
@@ -453,10 +453,10 @@ fn add_allocations(object: &mut Value, raw: &Value) {
         .flatten()
         .filter(|port| port.get("nodePort").is_none())
     {
-        let allocated = json::list(raw, &["spec", "ports"])
+        let given = json::list(raw, &["spec", "ports"])
             .find(|live| same_port(live, port))
             .and_then(|live| live.get("nodePort"));
-        if let Some(number) = allocated {
+        if let Some(number) = given {
             json::put(port, &["nodePort"], Some(number.clone()));
         }
     }

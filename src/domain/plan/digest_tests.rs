@@ -40,15 +40,15 @@ fn worlds() -> (World, World) {
     (then, now)
 }
 
-fn bound(now: &World, then: &World, options: &Options, facts: Facts) -> Plan<Bound> {
+fn bound(now: &World, then: &World, options: &Options, facts: &Facts) -> Plan<Bound> {
     now.plan_with(then, options, facts).unwrap().bind(binding(), &KEY)
 }
 
 #[test]
 fn the_same_plan_has_the_same_digest_and_everything_bound_moves_it() {
     let (then, now) = worlds();
-    let plan = bound(&now, &then, &everything(), facts(&then));
-    assert_eq!(plan.digest(), bound(&now, &then, &everything(), facts(&then)).digest());
+    let plan = bound(&now, &then, &everything(), &facts(&then));
+    assert_eq!(plan.digest(), bound(&now, &then, &everything(), &facts(&then)).digest());
 
     let changes: [fn(&mut Binding); 9] = [
         |binding| binding.cluster.push('x'),
@@ -72,13 +72,13 @@ fn the_same_plan_has_the_same_digest_and_everything_bound_moves_it() {
 #[test]
 fn a_live_change_of_what_is_written_moves_the_digest() {
     let (then, now) = worlds();
-    let before = bound(&now, &then, &everything(), facts(&then)).digest();
+    let before = bound(&now, &then, &everything(), &facts(&then)).digest();
     let mut edited = now.clone();
     edited.set(&cfg("a"), &["data", "mode"], json!("3"));
-    assert_ne!(bound(&edited, &then, &everything(), facts(&then)).digest(), before);
+    assert_ne!(bound(&edited, &then, &everything(), &facts(&then)).digest(), before);
     let mut recreated = now.clone();
     recreated.set(&cfg("a"), &["metadata", "uid"], json!("another"));
-    assert_ne!(bound(&recreated, &then, &everything(), facts(&then)).digest(), before);
+    assert_ne!(bound(&recreated, &then, &everything(), &facts(&then)).digest(), before);
 }
 
 #[test]
@@ -88,13 +88,13 @@ fn what_the_rollback_does_not_touch_may_change_without_voiding_an_approval() {
         preserved: BTreeSet::from([cfg("b")]),
         ..Options::default()
     };
-    let before = bound(&now, &then, &options, facts(&then)).digest();
+    let before = bound(&now, &then, &options, &facts(&then)).digest();
     let mut moved = now.clone();
     moved.set(&cfg("b"), &["data", "mode"], json!("9"));
     moved.put(&cfg("new"), config_map("n"));
     moved.set(&cfg("a"), &["metadata", "resourceVersion"], json!("77"));
     moved.set(&cfg("a"), &["status"], json!({"seen": true}));
-    assert_eq!(bound(&moved, &then, &options, facts(&then)).digest(), before);
+    assert_eq!(bound(&moved, &then, &options, &facts(&then)).digest(), before);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn an_autoscaler_does_not_move_the_digest() {
     let digests: BTreeSet<Digest> = (1..4)
         .map(|replicas| {
             now.set(&web, &["spec", "replicas"], json!(replicas));
-            bound(&now, &then, &everything(), facts(&then)).digest()
+            bound(&now, &then, &everything(), &facts(&then)).digest()
         })
         .collect();
     assert_eq!(digests.len(), 1);
@@ -121,12 +121,12 @@ fn digests_of_secrets_are_keyed() {
     let mut then = World::default();
     then.put(&secret, json!({"data": {"password": "YQ=="}}));
     let plan = World::default().plan(&then, &everything()).unwrap();
-    let plain = plan.items()[0].target_digest;
+    let unkeyed = plan.items()[0].target_digest;
     let with = |key: [u8; 32]| {
         let plan = plan.clone().bind(binding(), &FingerprintKey::new(key));
         plan.bound_items()[0].target_digest
     };
-    assert_ne!(with([1; 32]), plain);
+    assert_ne!(with([1; 32]), unkeyed);
     assert_ne!(with([1; 32]), with([2; 32]));
     assert_eq!(item_digest(&cfg("a"), Digest::of(b"x"), &KEY), Digest::of(b"x"));
 }
@@ -138,13 +138,13 @@ fn keeping_what_drifted_is_the_approved_plan_doing_less() {
         conflict: Conflict::KeepLive,
         ..Options::default()
     };
-    let approved = bound(&now, &then, &options, facts(&then));
+    let approved = bound(&now, &then, &options, &facts(&then));
     let (digest, items) = (approved.digest(), approved.bound_items().to_vec());
     assert_eq!(approved.compare(digest, &items, Conflict::KeepLive), Match::Same);
 
     let mut moved = now.clone();
     moved.set(&cfg("b"), &["data", "mode"], json!("9"));
-    let again = bound(&moved, &then, &options, facts(&then));
+    let again = bound(&moved, &then, &options, &facts(&then));
     let drifted = again.drifted_since(&items);
     assert_eq!(drifted, [cfg("b")]);
     assert_eq!(
@@ -156,7 +156,7 @@ fn keeping_what_drifted_is_the_approved_plan_doing_less() {
         drifted: drifted.into_iter().collect(),
         ..facts(&then)
     };
-    let kept = bound(&moved, &then, &options, with_drift);
+    let kept = bound(&moved, &then, &options, &with_drift);
     assert_eq!(
         kept.compare(digest, &items, Conflict::KeepLive),
         Match::Narrower(vec![cfg("b")])
@@ -170,10 +170,10 @@ fn keeping_what_drifted_is_the_approved_plan_doing_less() {
 #[test]
 fn items_that_do_not_prove_to_be_the_approved_ones_prove_nothing() {
     let (then, now) = worlds();
-    let approved = bound(&now, &then, &Options::default(), facts(&then));
+    let approved = bound(&now, &then, &Options::default(), &facts(&then));
     let mut moved = now.clone();
     moved.set(&cfg("b"), &["data", "mode"], json!("9"));
-    let again = bound(&moved, &then, &Options::default(), facts(&then));
+    let again = bound(&moved, &then, &Options::default(), &facts(&then));
     let forged = again.bound_items().to_vec();
     assert_eq!(
         again.compare(approved.digest(), &forged, Conflict::KeepLive),

@@ -265,14 +265,14 @@ impl<'a> View<'a> {
             return Ok(Some(self.item(action, id, Some(captured), live)));
         }
         let owner = |owner: &ObjectId| self.owner(id, owner);
-        let context = Context {
+        let around = Context {
             owner: &owner,
             autoscaler: self.autoscalers.get(id).copied(),
             pins: self.pins(id),
         };
         let wanted = match (self.scope(captured), live) {
-            (Scope::Images, Some(live)) => Desired::images(id, content, live, context),
-            _ => desired(id, content, captured.beside, live, context),
+            (Scope::Images, Some(live)) => Desired::images(id, content, live, around),
+            _ => desired(id, content, captured.beside, live, around),
         };
         let Some(live) = live else {
             return Ok(Some(self.written(Action::Create, captured, wanted, None)));
@@ -460,6 +460,9 @@ impl<'a> View<'a> {
     }
 }
 
+#[cfg(test)]
+#[path = "items_laws.rs"]
+mod laws;
 #[cfg(test)]
 #[path = "items_tests.rs"]
 mod tests;

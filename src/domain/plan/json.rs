@@ -39,18 +39,15 @@ pub(super) fn put(value: &mut Value, path: &[&str], new: Option<Value>) {
     let Some((last, parents)) = path.split_last() else {
         return;
     };
-    match new {
-        Some(new) => {
-            if let Some(map) = map_mut(value, parents) {
-                map.insert((*last).to_owned(), new);
-            }
+    if let Some(new) = new {
+        if let Some(map) = map_mut(value, parents) {
+            map.insert((*last).to_owned(), new);
         }
-        None => {
-            let parent = parents.iter().try_fold(value, |value, key| value.get_mut(*key));
-            if let Some(map) = parent.and_then(Value::as_object_mut) {
-                map.remove(*last);
-            }
-        }
+        return;
+    }
+    let parent = parents.iter().try_fold(value, |value, key| value.get_mut(*key));
+    if let Some(map) = parent.and_then(Value::as_object_mut) {
+        map.remove(*last);
     }
 }
 

@@ -5,9 +5,11 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use serde_json::Value;
+
 use crate::{
     api::snapshot::Component,
-    domain::object::{Digest, ObjectId},
+    domain::object::{Digest, FingerprintKey, ListShape, ObjectId, diff},
 };
 
 pub mod consumers;
@@ -22,7 +24,7 @@ mod quantity;
 pub mod risk;
 pub mod scope;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod widening;
 mod workload;
 
@@ -65,6 +67,31 @@ pub struct Item {
     pub refusal: Option<Refusal>,
     /// What a reader should know besides.
     pub notes: Vec<Note>,
+}
+
+impl Item {
+    /// The live and the future content of an item that writes content or deletes.
+    fn states(&self) -> (Option<&Value>, Option<&Value>) {
+        let now = self.live.as_ref().map(|live| &live.content.0);
+        match &self.action {
+            Action::Create | Action::Update | Action::Recreate(_) | Action::Delete => {
+                (now, self.desired.as_ref().map(|wanted| &wanted.content.0))
+            }
+            Action::Keep(_) | Action::Skip(_) | Action::Restart(_) => (None, None),
+        }
+    }
+
+    /// Field by field, from live to target; values of Secrets are fingerprints. Empty where no content is written.
+    pub fn diff(&self, shape: &ListShape, key: &FingerprintKey) -> diff::ObjectDiff {
+        let (now, then) = self.states();
+        diff::diff(now, then, shape, key)
+    }
+
+    /// As unified text, from live to target; values of Secrets are fingerprints. Empty where no content is written.
+    pub fn unified(&self, shape: &ListShape, key: &FingerprintKey) -> String {
+        let (now, then) = self.states();
+        diff::unified(now, then, shape, key)
+    }
 }
 
 /// The live object that an item was planned against.
@@ -302,22 +329,24 @@ pub enum PlanError {
     )]
     ContentMissing(ObjectId),
     /// Live moved since the approved plan, and the request says `FailOnDrift`.
-    #[error("{} changed since the plan was approved and conflict is FailOnDrift; make a new request, or use Overwrite or KeepLive", names(.0))]
+    #[error("{} changed since the plan was approved and conflict is FailOnDrift; make a new request, or use Overwrite or KeepLive", listed(.0.iter()))]
     Drift(Vec<ObjectId>),
 }
 
-fn names(ids: &[ObjectId]) -> String {
+/// The first five names, and how many there are besides.
+pub(crate) fn listed(names: impl ExactSizeIterator<Item = impl ToString>) -> String {
     const SHOWN: usize = 5;
-    let mut text = ids
-        .iter()
+    let more = names.len().saturating_sub(SHOWN);
+    let text = names
         .take(SHOWN)
-        .map(ToString::to_string)
+        .map(|name| name.to_string())
         .collect::<Vec<_>>()
         .join(", ");
-    if ids.len() > SHOWN {
-        text.push_str(&format!(" and {} more", ids.len() - SHOWN));
+    if more > 0 {
+        format!("{text} and {more} more")
+    } else {
+        text
     }
-    text
 }
 
 impl<State> Plan<State> {

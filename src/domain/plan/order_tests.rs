@@ -158,7 +158,7 @@ proptest! {
         then.put(&definition, json!({"spec": {"group": "example.org", "names": {"kind": "Widget"}}}));
         let mut facts = facts(&then);
         facts.unserved = BTreeSet::from([("example.org".to_owned(), "Widget".to_owned())]);
-        let plan = World::default().plan_with(&then, &everything(), facts).unwrap();
+        let plan = World::default().plan_with(&then, &everything(), &facts).unwrap();
         let order = |id: &ObjectId| plan.items().iter().find(|item| item.id == *id).unwrap().order;
         for item in plan.writes() {
             for owner in &item.desired.as_ref().unwrap().pending_owners {

@@ -19,7 +19,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Action, Item, Plan, json, scope, widening::widens, workload};
+use super::{Action, Item, Plan, json, listed, scope, widening::widens, workload};
 use crate::{
     api::{
         approval_policy::SecurityFloor,
@@ -155,20 +155,6 @@ fn cut(text: String) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
-}
-
-fn listed(names: impl ExactSizeIterator<Item = impl ToString>) -> String {
-    const SHOWN: usize = 5;
-    let more = names.len().saturating_sub(SHOWN);
-    let mut text = names
-        .take(SHOWN)
-        .map(|name| name.to_string())
-        .collect::<Vec<_>>()
-        .join(", ");
-    if more > 0 {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
 }
 
 fn ids<'a>(items: &'a [&Item]) -> impl ExactSizeIterator<Item = &'a ObjectId> {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     api::{rollback_request::Prune, snapshot::Component},
     domain::{
+        component,
         object::{Beside, Digest, KindInfo, ListShape, ObjectId, SecretValues, normalise},
         plan::Drafted,
     },
@@ -26,16 +27,6 @@ pub const AFTER: &str = "2026-01-03T00:00:00Z";
 
 pub fn id(group: &str, kind: &str, name: &str) -> ObjectId {
     ObjectId::new(group, kind, name)
-}
-
-pub fn component(id: &ObjectId) -> Component {
-    match (id.group.as_str(), id.kind.as_str()) {
-        ("apps" | "batch" | "autoscaling" | "policy", _) | ("", "Pod") => Component::Workloads,
-        ("", "PersistentVolumeClaim") => Component::Volumes,
-        ("rbac.authorization.k8s.io", _) | ("networking.k8s.io", "NetworkPolicy") => Component::Policy,
-        ("apiextensions.k8s.io", _) | ("", "Namespace") => Component::Infrastructure,
-        _ => Component::Configuration,
-    }
 }
 
 /// The objects of a namespace as a server holds them.
@@ -121,17 +112,17 @@ impl World {
 
     /// What a rollback from here to `target` would do.
     pub fn plan(&self, target: &Self, options: &Options) -> Result<Plan<Drafted>, PlanError> {
-        self.plan_with(target, options, facts(target))
+        self.plan_with(target, options, &facts(target))
     }
 
-    pub fn plan_with(&self, target: &Self, options: &Options, facts: Facts) -> Result<Plan<Drafted>, PlanError> {
+    pub fn plan_with(&self, target: &Self, options: &Options, facts: &Facts) -> Result<Plan<Drafted>, PlanError> {
         let then: Vec<_> = target.objects.iter().map(|(id, raw)| (id, read(id, raw))).collect();
         let now: Vec<_> = self.objects.iter().map(|(id, raw)| (id, raw, read(id, raw))).collect();
         let captured: Vec<Captured<'_>> = then
             .iter()
             .map(|(id, read)| Captured {
                 id: (*id).clone(),
-                component: component(id),
+                component: component::of(&id.group, &id.kind),
                 digest: read.digest,
                 content: Some(&read.content),
                 beside: read.beside.as_ref(),
@@ -143,7 +134,7 @@ impl World {
             .iter()
             .map(|(id, raw, read)| Live {
                 id: (*id).clone(),
-                component: component(id),
+                component: component::of(&id.group, &id.kind),
                 uid: json::text(raw, &["metadata", "uid"]).unwrap().to_owned(),
                 resource_version: json::text(raw, &["metadata", "resourceVersion"]).unwrap().to_owned(),
                 digest: read.digest,
@@ -156,7 +147,7 @@ impl World {
             captured: &captured,
             live: &live,
             options,
-            facts: &facts,
+            facts,
         })
     }
 

@@ -6,7 +6,7 @@ use super::{Action, Item, json};
 use crate::domain::object::ObjectId;
 
 /// Whether doing `item` grants access that live does not: a Role with more rules, a binding with more subjects or another role,
-/// a NetworkPolicy that goes, lets more through or selects other Pods. In doubt it does.
+/// a `NetworkPolicy` that goes, lets more through or selects other Pods. In doubt it does.
 pub fn widens(item: &Item) -> bool {
     let live = item.live.as_ref().map(|live| &live.content.0);
     match &item.action {
@@ -56,14 +56,14 @@ fn lets_more_through(live: Option<&Value>, wanted: &Value) -> bool {
         || more_rules(now)
 }
 
-/// Whether every single right of `rule` is in some rule of `role`.
-fn is_covered(rule: &Value, role: &Value) -> bool {
+/// Whether every single right of `rule` is in some rule of the role `held`.
+fn is_covered(rule: &Value, held: &Value) -> bool {
     let urls = words(rule, "nonResourceURLs");
     let verbs = words(rule, "verbs");
     if !urls.is_empty() {
         return urls.iter().all(|url| {
             verbs.iter().all(|verb| {
-                json::list(role, &["rules"]).any(|known| {
+                json::list(held, &["rules"]).any(|known| {
                     allows(&words(known, "verbs"), verb)
                         && words(known, "nonResourceURLs").iter().any(|pattern| {
                             pattern == url || pattern.strip_suffix('*').is_some_and(|start| url.starts_with(start))
@@ -80,7 +80,7 @@ fn is_covered(rule: &Value, role: &Value) -> bool {
         names.into_iter().map(Some).collect()
     };
     let right = |group: &str, resource: &str, name: Option<&str>, verb: &str| {
-        json::list(role, &["rules"]).any(|known| {
+        json::list(held, &["rules"]).any(|known| {
             let known_names = words(known, "resourceNames");
             allows(&words(known, "apiGroups"), group)
                 && allows_resource(&words(known, "resources"), resource)
