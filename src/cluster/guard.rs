@@ -26,10 +26,11 @@ pub const REQUIRED_KINDS: [&str; 6] = [
     "approvalpolicies",
 ];
 /// Validating policies; each has a binding of the same name that denies.
-pub const REQUIRED_POLICIES: [&str; 3] = [
+pub const REQUIRED_POLICIES: [&str; 4] = [
     "approvaldecisions.guard.backstep.dev",
     "operatorowned.guard.backstep.dev",
     "requests.guard.backstep.dev",
+    "snapshots.guard.backstep.dev",
 ];
 /// Mutating policies, where the server has them (1.36 and later).
 pub const STAMPING_POLICIES: [&str; 2] = ["approver.stamp.backstep.dev", "requester.stamp.backstep.dev"];
