@@ -52,7 +52,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Defaults: 4 MiB packs, one hour of grace, 4 MiB for rows and for frames each, a checkpoint after 64 records.
+    /// Defaults: 4 MiB packs, one hour of grace, 2 MiB for rows and for frames each, a checkpoint after 64 records.
     pub fn new(clock: fn() -> Timestamp) -> Self {
         Self {
             clock,
@@ -60,8 +60,8 @@ impl Options {
             compression_level: 3,
             pack_bytes: 4 << 20,
             orphan_grace: SignedDuration::from_hours(1),
-            manifest_buffer: 4 << 20,
-            frame_cache: 4 << 20,
+            manifest_buffer: 2 << 20,
+            frame_cache: 2 << 20,
             checkpoint_records: 64,
             small_packs: 16,
         }

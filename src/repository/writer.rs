@@ -26,7 +26,7 @@ use crate::domain::object::Digest;
 /// Memory for frames that are not full yet; above it the largest is closed early.
 const OPEN_FRAMES: usize = 3 << 20;
 /// Finished packs that wait for their upload before whoever fills the next one has to wait.
-const MAX_WAITING: usize = 2;
+const MAX_WAITING: usize = 1;
 /// Longest life of a writer. Condemned packs are remembered for longer than that.
 const MAX_AGE: SignedDuration = SignedDuration::from_hours(3 * 24);
 

@@ -380,7 +380,15 @@ impl ManifestBuilder {
     }
 
     async fn push(&mut self, row: Row) -> Result<()> {
-        self.buffer.lock().await.rows.push(row);
+        {
+            let mut buffer = self.buffer.lock().await;
+            // Thousands of builders wait at once: doubling would waste as much as it holds.
+            if buffer.rows.len() == buffer.rows.capacity() {
+                let more = buffer.rows.len() / 4 + 4;
+                buffer.rows.reserve_exact(more);
+            }
+            buffer.rows.push(row);
+        }
         if self.writer.buffer_grew() {
             self.writer.spill().await
         } else {
