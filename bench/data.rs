@@ -80,7 +80,11 @@ impl Kind {
     /// The kind as the API serves it.
     pub fn resource(self) -> Resource {
         let (group, version) = self.api_version().split_once('/').unwrap_or(("", self.api_version()));
-        Resource { group: group.to_owned(), version: version.to_owned(), plural: self.plural().to_owned() }
+        Resource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            plural: self.plural().to_owned(),
+        }
     }
 
     /// The path of the collection in `namespace`.
@@ -184,8 +188,13 @@ impl DataSet {
         let namespace = self.namespace(index);
         let mut random = Random::new(self.seed.wrapping_add(1 << 32), index as u64);
         let place = Place::new(&namespace, self.per_namespace(), &mut random);
-        let numbered = self.mix.iter().flat_map(|&(kind, count)| (0..count).map(move |number| (kind, number)));
-        numbered.map(|(kind, number)| objects::build(kind, &place, number, self.bulk, &mut random)).collect()
+        let numbered = self
+            .mix
+            .iter()
+            .flat_map(|&(kind, count)| (0..count).map(move |number| (kind, number)));
+        numbered
+            .map(|(kind, number)| objects::build(kind, &place, number, self.bulk, &mut random))
+            .collect()
     }
 
     /// A change of one object by a person, different at each `round`: what 1 % churn is made of.

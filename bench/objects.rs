@@ -135,19 +135,31 @@ impl Place {
             .collect();
         Self {
             namespace: namespace.to_owned(),
-            team: random.pick(TEAMS), manager: MANAGERS[random.below(MANAGERS.len())], apps }
+            team: random.pick(TEAMS),
+            manager: MANAGERS[random.below(MANAGERS.len())],
+            apps,
+        }
     }
 }
 
 /// The object of `kind` with the given `number` in its namespace; `bulk` as in [`super::data::DataSet`].
 pub fn build(kind: Kind, place: &Place, number: usize, bulk: usize, random: &mut Random) -> Object {
     let namespace = place.namespace.as_str();
-    let (manager, applied) =
-        if random.chance(90) { place.manager } else { MANAGERS[random.below(MANAGERS.len())] };
+    let (manager, applied) = if random.chance(90) {
+        place.manager
+    } else {
+        MANAGERS[random.below(MANAGERS.len())]
+    };
     let (app, version) = place.apps[random.below(place.apps.len())].clone();
     let suffix = random.pick(&["", "-config", "-v2", "-eu"]);
-    let frame =
-        Frame { namespace, name: format!("{app}{suffix}-{number}"), app, team: place.team, manager, version };
+    let frame = Frame {
+        namespace,
+        name: format!("{app}{suffix}-{number}"),
+        app,
+        team: place.team,
+        manager,
+        version,
+    };
     let mut body = match kind {
         Kind::ConfigMap => config_map(&frame, bulk, random),
         Kind::Secret => secret(&frame, number, bulk, random),

@@ -5,8 +5,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use http::Request;
 use backstep::api::snapshot::{Snapshot, SnapshotSpec};
+use http::Request;
 use kube::api::PostParams;
 use kube::{Api, Client, Config};
 use testbed::{Access, User, wait_until};
@@ -42,9 +42,15 @@ pub async fn install(cluster: &Access) -> Result<()> {
     ];
     cluster.helm(&User::admin(), &arguments, None).await?.success()?;
     let snapshots: Api<Snapshot> = Api::namespaced(cluster.admin().await?, "default");
-    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
     wait_until(PATIENCE, "Snapshots to be accepted", async || {
-        snapshots.create(&dry_run, &Snapshot::new("accepted", SnapshotSpec::default())).await.map(Some)
+        snapshots
+            .create(&dry_run, &Snapshot::new("accepted", SnapshotSpec::default()))
+            .await
+            .map(Some)
     })
     .await?;
     Ok(())

@@ -55,12 +55,23 @@ impl Scene {
         let cluster = Cluster::start_or_skip(load::quiet_cluster(name)).await.unwrap()?;
         load::write(&cluster.admin().await.unwrap(), set).await.unwrap();
         operator::install(&cluster).await.unwrap();
-        let kubeconfig = cluster.service_account_kubeconfig(operator::NAMESPACE, operator::NAME).await.unwrap();
+        let kubeconfig = cluster
+            .service_account_kubeconfig(operator::NAMESPACE, operator::NAME)
+            .await
+            .unwrap();
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("store");
-        let operator = Operator::start(program(), &kubeconfig, folder.path(), &store).await.unwrap();
+        let operator = Operator::start(program(), &kubeconfig, folder.path(), &store)
+            .await
+            .unwrap();
         let namespaces = (0..set.namespaces).map(|index| set.namespace(index)).collect();
-        Some(Self { operator, cluster, namespaces, store, _folder: folder })
+        Some(Self {
+            operator,
+            cluster,
+            namespaces,
+            store,
+            _folder: folder,
+        })
     }
 
     async fn capture(&self, namespaces: &[String], name: &str, arrival: Arrival<'_>) -> Captured {
@@ -93,11 +104,20 @@ fn assert_few_lists(captured: &Captured, least: u64) {
         "{lists} LIST requests where {least} do:\n{}",
         captured.requests
     );
-    assert!(least > 20, "only {least} lists are needed, so that not every kind was read:\n{}", captured.requests);
+    assert!(
+        least > 20,
+        "only {least} lists are needed, so that not every kind was read:\n{}",
+        captured.requests
+    );
 }
 
 fn assert_no_gets(captured: &Captured) {
-    assert_eq!(capture::gets(&captured.requests), 0, "objects were read one by one:\n{}", captured.requests);
+    assert_eq!(
+        capture::gets(&captured.requests),
+        0,
+        "objects were read one by one:\n{}",
+        captured.requests
+    );
 }
 
 fn assert_few_writes(after: &Stored, before: &Stored) {
@@ -108,13 +128,25 @@ fn assert_few_writes(after: &Stored, before: &Stored) {
 
 /// One namespace with 5,000 mixed objects.
 fn one_namespace() -> DataSet {
-    let mix = DataSet::l(1).mix.into_iter().map(|(kind, count)| (kind, count * 100)).collect();
-    DataSet { name: "one".into(), namespaces: 1, mix, bulk: 1, seed: 4 }
+    let mix = DataSet::l(1)
+        .mix
+        .into_iter()
+        .map(|(kind, count)| (kind, count * 100))
+        .collect();
+    DataSet {
+        name: "one".into(),
+        namespaces: 1,
+        mix,
+        bulk: 1,
+        seed: 4,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_namespace_is_read_page_by_page_and_stored_small_and_nothing_is_stored_twice() {
-    let Some(scene) = Scene::start("figures-one", &one_namespace()).await else { return };
+    let Some(scene) = Scene::start("figures-one", &one_namespace()).await else {
+        return;
+    };
     let namespace = Some(scene.namespaces[0].as_str());
     let empty = stored(&scene.store).unwrap();
     let first = scene.capture(&scene.namespaces, "first", Arrival::Created).await;
@@ -125,16 +157,29 @@ async fn one_namespace_is_read_page_by_page_and_stored_small_and_nothing_is_stor
     assert!(capture::status_writes(&first.requests) <= 2, "{}", first.requests);
     assert_few_writes(&filled, &empty);
     let (listed, (_, bytes)) = (scene.listed(&first, namespace).await, filled.written_since(&empty));
-    println!("{listed} bytes listed, {bytes} stored: {:.1} times smaller", listed as f64 / bytes as f64);
+    println!(
+        "{listed} bytes listed, {bytes} stored: {:.1} times smaller",
+        listed as f64 / bytes as f64
+    );
     assert!(bytes * 12 <= listed, "{bytes} bytes are stored of {listed} listed");
 
     let second = scene.capture(&scene.namespaces, "second", Arrival::Created).await;
     let (writes, bytes) = stored(&scene.store).unwrap().written_since(&filled);
-    assert!(bytes <= 4096, "{bytes} bytes were written in {writes} files though nothing had changed");
+    assert!(
+        bytes <= 4096,
+        "{bytes} bytes were written in {writes} files though nothing had changed"
+    );
     assert_few_lists(&second, scene.least(&first, namespace).await);
     assert_no_gets(&second);
     assert!(capture::status_writes(&second.requests) <= 2, "{}", second.requests);
-    let digest = |captured: &Captured| captured.snapshots[&scene.namespaces[0]].status.as_ref().unwrap().digest.clone();
+    let digest = |captured: &Captured| {
+        captured.snapshots[&scene.namespaces[0]]
+            .status
+            .as_ref()
+            .unwrap()
+            .digest
+            .clone()
+    };
     assert!(digest(&first).is_some());
     assert_eq!(digest(&first), digest(&second));
     scene.operator.kill().await.unwrap();
@@ -144,10 +189,20 @@ async fn one_namespace_is_read_page_by_page_and_stored_small_and_nothing_is_stor
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_of_many_namespaces_that_are_due_at_once_share_one_pass() {
     let mix = vec![(Kind::ConfigMap, 4), (Kind::Secret, 1), (Kind::Deployment, 1)];
-    let set = DataSet { name: "many".into(), namespaces: 200, mix, bulk: 1, seed: 5 };
-    let Some(scene) = Scene::start("figures-many", &set).await else { return };
+    let set = DataSet {
+        name: "many".into(),
+        namespaces: 200,
+        mix,
+        bulk: 1,
+        seed: 5,
+    };
+    let Some(scene) = Scene::start("figures-many", &set).await else {
+        return;
+    };
     let empty = stored(&scene.store).unwrap();
-    let at_once = scene.capture(&scene.namespaces, "at-once", Arrival::AtOnce(&scene.operator)).await;
+    let at_once = scene
+        .capture(&scene.namespaces, "at-once", Arrival::AtOnce(&scene.operator))
+        .await;
     let filled = stored(&scene.store).unwrap();
     let least = scene.least(&at_once, None).await;
     assert_few_lists(&at_once, least);
@@ -160,7 +215,9 @@ async fn snapshots_of_many_namespaces_that_are_due_at_once_share_one_pass() {
         assert_eq!(captured, 6, "{namespace}");
     }
 
-    let again = scene.capture(&scene.namespaces, "again", Arrival::AtOnce(&scene.operator)).await;
+    let again = scene
+        .capture(&scene.namespaces, "again", Arrival::AtOnce(&scene.operator))
+        .await;
     assert_few_lists(&again, least);
     scene.operator.kill().await.unwrap();
     scene.cluster.stop().await.unwrap();
@@ -168,7 +225,12 @@ async fn snapshots_of_many_namespaces_that_are_due_at_once_share_one_pass() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capture_of_a_hundred_thousand_objects_takes_little_memory() {
-    let Some(cluster) = Cluster::start_or_skip(load::quiet_cluster("figures-memory")).await.unwrap() else { return };
+    let Some(cluster) = Cluster::start_or_skip(load::quiet_cluster("figures-memory"))
+        .await
+        .unwrap()
+    else {
+        return;
+    };
     operator::install(&cluster).await.unwrap();
     let peak = memory::memory_of(program(), &cluster, "large", 100_000).await.unwrap();
     println!("{peak:?}, above idle {}", report::bytes(peak.above()));
@@ -176,15 +238,27 @@ async fn a_capture_of_a_hundred_thousand_objects_takes_little_memory() {
     assert!(peak.pages <= 200 * 105 / 100, "{peak:?}");
     assert!(peak.stored * 12 <= peak.listed, "{peak:?}");
     assert!(peak.writes <= peak.stored.div_ceil(4 * MIB) + 3, "{peak:?}");
-    assert!(peak.above() <= 32 * MIB, "{} above idle: {peak:?}", report::bytes(peak.above()));
+    assert!(
+        peak.above() <= 32 * MIB,
+        "{} above idle: {peak:?}",
+        report::bytes(peak.above())
+    );
     cluster.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bare_client_needs_the_least_requests_also_of_generated_pages() {
-    let Some(cluster) = Cluster::start_or_skip(load::quiet_cluster("figures-raw")).await.unwrap() else { return };
+    let Some(cluster) = Cluster::start_or_skip(load::quiet_cluster("figures-raw"))
+        .await
+        .unwrap()
+    else {
+        return;
+    };
     let client = cluster.admin().await.unwrap();
-    let set = DataSet { namespaces: 12, ..DataSet::l(12) };
+    let set = DataSet {
+        namespaces: 12,
+        ..DataSet::l(12)
+    };
     load::write(&client, &set).await.unwrap();
     let resources: Vec<_> = set.mix.iter().map(|(kind, _)| kind.resource()).collect();
     let counts = raw::counts(&client, &resources, None).await.unwrap();
@@ -192,13 +266,24 @@ async fn the_bare_client_needs_the_least_requests_also_of_generated_pages() {
     let before = cluster.api_requests().await.unwrap();
     let read = raw::list(&client, &resources, None, 4).await.unwrap();
     assert_eq!(read.requests, raw::least_requests(counts.values()));
-    assert_eq!(capture::lists(&cluster.api_requests().await.unwrap().since(&before)), read.requests);
-    println!("{} bytes an object as listed", read.bytes / counts.values().sum::<u64>());
+    assert_eq!(
+        capture::lists(&cluster.api_requests().await.unwrap().since(&before)),
+        read.requests
+    );
+    println!(
+        "{} bytes an object as listed",
+        read.bytes / counts.values().sum::<u64>()
+    );
 
-    let config_maps: Vec<_> = resources.into_iter().filter(|resource| resource.plural == "configmaps").collect();
+    let config_maps: Vec<_> = resources
+        .into_iter()
+        .filter(|resource| resource.plural == "configmaps")
+        .collect();
     let api = GeneratedApi::start(client, "generated", 1_234).await.unwrap();
     let config = kube::config::Kubeconfig::from_yaml(&api.kubeconfig()).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.unwrap();
+    let config = kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default())
+        .await
+        .unwrap();
     let through = kube::Client::try_from(config).unwrap();
     let read = raw::list(&through, &config_maps, Some("generated"), 4).await.unwrap();
     assert_eq!(read.requests, 3);
@@ -214,8 +299,10 @@ fn a_data_set_is_the_same_at_every_run_and_no_object_is_there_twice() {
     let objects: Vec<_> = (0..3).flat_map(|index| set.objects(index)).collect();
     assert_eq!(objects, (0..3).flat_map(|index| set.objects(index)).collect::<Vec<_>>());
     assert_eq!(objects.len(), set.len());
-    let names: std::collections::BTreeSet<_> =
-        objects.iter().map(|o| (o.kind.plural(), &o.namespace, &o.name)).collect();
+    let names: std::collections::BTreeSet<_> = objects
+        .iter()
+        .map(|o| (o.kind.plural(), &o.namespace, &o.name))
+        .collect();
     assert_eq!(names.len(), set.len());
 }
 

@@ -1,9 +1,9 @@
 //! Tests against a real API server, through the custom resources and the command line, as several users with real RBAC.
 #![allow(clippy::disallowed_methods)]
 
-mod figures;
 mod cel;
 mod chart;
 mod cli;
+mod figures;
 mod snapshots;
 mod support;

@@ -27,7 +27,7 @@ async fn sample() -> Arc<dyn Backend> {
     };
     let repository = Repository::open(backend.clone(), options).await.unwrap();
     let leftover = repository.writer().await.unwrap();
-    let mut state = realistic_namespace(150, 0);
+    let mut state = realistic_namespace(50, 0);
     capture(&repository, "u1", "shop", &state).await.unwrap();
     for round in 0..8 {
         capture(&repository, &format!("x{round}"), "other", &objects(&[]))
@@ -39,7 +39,7 @@ async fn sample() -> Arc<dyn Backend> {
     backend.put_new("journal/0000000000000001", vec![first]).await.unwrap();
     state.insert(("ConfigMap".to_owned(), "new".to_owned()), b"new".to_vec());
     capture(&repository, "u2", "shop", &state).await.unwrap();
-    capture(&repository, "u3", "third", &realistic_namespace(80, 200))
+    capture(&repository, "u3", "third", &realistic_namespace(30, 200))
         .await
         .unwrap();
     leftover
@@ -129,7 +129,10 @@ async fn a_blob_that_is_gone_is_found_and_named() {
                 let names: Vec<_> = report.findings.iter().map(|finding| finding.blob.as_str()).collect();
                 let expected: &[&str] = if needless { &[] } else { &[&blob.key] };
                 assert_eq!(names, expected, "without {}", blob.key);
-                assert!(report.findings.iter().all(|finding| !finding.snapshots.is_empty()), "{report:?}");
+                assert!(
+                    report.findings.iter().all(|finding| !finding.snapshots.is_empty()),
+                    "{report:?}"
+                );
                 found += names.len();
             }
         }
@@ -141,7 +144,13 @@ async fn a_blob_that_is_gone_is_found_and_named() {
 async fn a_blob_that_vanishes_under_an_open_repository_is_found_and_named() {
     let backend = sample().await;
     let repository = open(&backend).await;
-    let committed: Vec<String> = repository.shared().state.packs.values().map(|pack| pack.id.blob()).collect();
+    let committed: Vec<String> = repository
+        .shared()
+        .state
+        .packs
+        .values()
+        .map(|pack| pack.id.blob())
+        .collect();
     for blob in backend.list("").await.unwrap() {
         if blob.key.starts_with("packs/") && !committed.contains(&blob.key) || blob.key.ends_with("/0000000000000001") {
             continue;

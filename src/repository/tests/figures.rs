@@ -214,7 +214,9 @@ async fn many_namespaces() {
         let writer = Arc::new(repository.writer().await.unwrap());
         let mut builders = Vec::new();
         for ns in 0..count {
-            let previous = repository.snapshots(Some(&LineageKey::new(format!("ns{ns}"), "default"))).pop();
+            let previous = repository
+                .snapshots(Some(&LineageKey::new(format!("ns{ns}"), "default")))
+                .pop();
             builders.push(writer.manifest(previous.as_deref()).await.unwrap());
         }
         for wanted in ["ConfigMap", "Deployment"] {
@@ -225,7 +227,8 @@ async fn many_namespaces() {
                         continue;
                     }
                     let name = format!("app-{seed:05}");
-                    if !changed(seed) && round != 3
+                    if !changed(seed)
+                        && round != 3
                         && let Some(entry) = builder.previous_entry(&kind, &name).await.unwrap()
                     {
                         builder.add(&kind, entry).await.unwrap();
@@ -234,15 +237,27 @@ async fn many_namespaces() {
                     let clock = std::time::Instant::now();
                     let (_, content) = realistic(seed, u64::from(changed(seed)));
                     generating += clock.elapsed();
-                    let (digest, _) = writer.put(FrameGroup::content(&kind.group, wanted), &content).await.unwrap();
-                    builder.add(&kind, entry(&name, digest, content.len(), None)).await.unwrap();
+                    let (digest, _) = writer
+                        .put(FrameGroup::content(&kind.group, wanted), &content)
+                        .await
+                        .unwrap();
+                    builder
+                        .add(&kind, entry(&name, digest, content.len(), None))
+                        .await
+                        .unwrap();
                 }
             }
         }
+        println!("  streamed: {}", peak_memory() - idle);
         let mut drafts = Vec::new();
         for (ns, builder) in builders.into_iter().enumerate() {
-            drafts.push(draft(&format!("u{ns}-{round}"), &format!("ns{ns}"), builder.finish().await.unwrap()));
+            drafts.push(draft(
+                &format!("u{ns}-{round}"),
+                &format!("ns{ns}"),
+                builder.finish().await.unwrap(),
+            ));
         }
+        println!("  finished: {}", peak_memory() - idle);
         Arc::into_inner(writer).unwrap().commit(drafts).await.unwrap();
         let took = begun.elapsed() - generating;
         println!(
@@ -257,7 +272,15 @@ async fn many_namespaces() {
     let again = Repository::open(backend.clone(), options()).await.unwrap();
     println!("open: {:?}, {:?}", begun.elapsed(), again.usage());
     let begun = std::time::Instant::now();
-    println!("maintain: {:?} in {:?}", again.maintain().await.unwrap(), begun.elapsed());
+    println!(
+        "maintain: {:?} in {:?}",
+        again.maintain().await.unwrap(),
+        begun.elapsed()
+    );
     let begun = std::time::Instant::now();
-    println!("verify: clean {} in {:?}", again.verify(|_| {}).await.unwrap().is_clean(), begun.elapsed());
+    println!(
+        "verify: clean {} in {:?}",
+        again.verify(|_| {}).await.unwrap().is_clean(),
+        begun.elapsed()
+    );
 }
