@@ -48,7 +48,10 @@ pub const TABLE: [(Exit, &str); 12] = [
     (Exit::NotFound, "there is no such snapshot, version, tag or object"),
     (Exit::Forbidden, "you lack a right; the message names it"),
     (Exit::TimedOut, "it did not happen in time (--wait, --request-timeout)"),
-    (Exit::Corrupt, "stored contents are damaged; verify found damage, or what was asked for cannot be read"),
+    (
+        Exit::Corrupt,
+        "stored contents are damaged; verify found damage, or what was asked for cannot be read",
+    ),
     (
         Exit::Unavailable,
         "the API server, the store or Backstep cannot be reached, or is not installed",

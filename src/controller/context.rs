@@ -46,7 +46,9 @@ impl GuardState {
 
     /// What is missing; empty is healthy. A poisoned state counts as missing.
     pub fn missing(&self) -> Vec<String> {
-        self.0.read().map_or_else(|_| vec!["the guard's state is lost".into()], |guard| guard.clone())
+        self.0
+            .read()
+            .map_or_else(|_| vec!["the guard's state is lost".into()], |guard| guard.clone())
     }
 }
 
@@ -60,7 +62,15 @@ impl Context {
         captures: Captures,
         recorder: Recorder,
     ) -> Self {
-        Self { client, options, metrics, store, captures, guard: GuardState::default(), recorder }
+        Self {
+            client,
+            options,
+            metrics,
+            store,
+            captures,
+            guard: GuardState::default(),
+            recorder,
+        }
     }
 
     /// Records an Event about `object`; a failure is logged and forgotten, for Events are best effort.

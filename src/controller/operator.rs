@@ -66,15 +66,24 @@ async fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     let telemetry = Arc::new(Telemetry::new());
     let readiness = Readiness::new();
     let stop = CancellationToken::new();
-    let state = AdminState { telemetry: Arc::clone(&telemetry), readiness: readiness.clone() };
+    let state = AdminState {
+        telemetry: Arc::clone(&telemetry),
+        readiness: readiness.clone(),
+    };
     let (address, _admin) = admin::serve(options.admin_address, state, stop.clone().cancelled_owned()).await?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "the admin server listens");
     stop_on_signal(stop.clone())?;
 
-    let identity = options.identity.clone().unwrap_or_else(|| format!("backstep-{:08x}", rand::random::<u32>()));
+    let identity = options
+        .identity
+        .clone()
+        .unwrap_or_else(|| format!("backstep-{:08x}", rand::random::<u32>()));
     let recorder = Recorder::new(
         api.clone(),
-        Reporter { controller: names::GROUP.into(), instance: Some(identity.clone()) },
+        Reporter {
+            controller: names::GROUP.into(),
+            instance: Some(identity.clone()),
+        },
     );
     let store = Store::new(api.clone(), location, &options);
     let (captures, ended) = Captures::new();
@@ -85,8 +94,14 @@ async fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         duration: LEASE_DURATION,
         renew_every: LEASE_RENEW,
     };
-    let context =
-        Arc::new(Context::new(api.clone(), options, telemetry.metrics.clone(), store, captures, recorder));
+    let context = Arc::new(Context::new(
+        api.clone(),
+        options,
+        telemetry.metrics.clone(),
+        store,
+        captures,
+        recorder,
+    ));
 
     let watch_guard = tokio::spawn(watch_guard(Arc::clone(&context), readiness));
     if !until(&stop, wait_for_guard(&context)).await {
@@ -143,7 +158,10 @@ async fn wait_for_guard(context: &Context) {
             return;
         }
         if missing != announced {
-            tracing::warn!(missing = missing.join("; "), "waiting until Backstep is installed completely");
+            tracing::warn!(
+                missing = missing.join("; "),
+                "waiting until Backstep is installed completely"
+            );
             announced = missing;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -165,7 +183,12 @@ async fn watch_guard(context: Arc<Context>, readiness: Readiness) {
         if context.guard.set(missing) && healthy {
             tracing::info!("CRDs and admission policies are in place");
         }
-        tokio::time::sleep(if healthy { GUARD_EVERY } else { GUARD_EVERY_WHILE_MISSING }).await;
+        tokio::time::sleep(if healthy {
+            GUARD_EVERY
+        } else {
+            GUARD_EVERY_WHILE_MISSING
+        })
+        .await;
     }
 }
 

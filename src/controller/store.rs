@@ -89,13 +89,20 @@ impl Store {
             ..repository::Options::new(clock::now)
         };
         Self {
-            state: Arc::new(RwLock::new(State::Closed { reason: "the store is being opened".into(), corrupt: false })),
+            state: Arc::new(RwLock::new(State::Closed {
+                reason: "the store is being opened".into(),
+                corrupt: false,
+            })),
             released: Arc::default(),
             maintenance: Arc::default(),
             damaged: Arc::default(),
             location,
             options: repository_options,
-            quota: if options.store_quota == 0 { u64::MAX } else { options.store_quota },
+            quota: if options.store_quota == 0 {
+                u64::MAX
+            } else {
+                options.store_quota
+            },
             client,
             namespace: options.namespace.clone(),
         }
@@ -158,9 +165,12 @@ impl Store {
 
     fn backend(&self) -> Result<Arc<dyn Backend>, repository::Error> {
         Ok(match &self.location {
-            Location::Secrets => {
-                Arc::new(SecretsBackend::new(self.client.clone(), &self.namespace, SECRETS_STORE, self.quota)?)
-            }
+            Location::Secrets => Arc::new(SecretsBackend::new(
+                self.client.clone(),
+                &self.namespace,
+                SECRETS_STORE,
+                self.quota,
+            )?),
             Location::Directory(path) => Arc::new(ObjectStoreBackend::local(path)?.with_quota(self.quota)),
         })
     }
@@ -181,7 +191,10 @@ impl Store {
                 }
                 Err(error) => {
                     tracing::error!(store = %self.location, %error, "the store cannot be opened; trying again");
-                    self.set(State::Closed { reason: error.to_string(), corrupt: error.is_corrupt() });
+                    self.set(State::Closed {
+                        reason: error.to_string(),
+                        corrupt: error.is_corrupt(),
+                    });
                 }
             }
             tokio::time::sleep(delay).await;
@@ -206,8 +219,10 @@ impl Store {
         };
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         let patch = Patch::Apply(&map);
-        call::repeat("publish the store's location", call::DEADLINE, || api.patch(STORE_CONFIG_MAP, &params, &patch))
-            .await
-            .map(drop)
+        call::repeat("publish the store's location", call::DEADLINE, || {
+            api.patch(STORE_CONFIG_MAP, &params, &patch)
+        })
+        .await
+        .map(drop)
     }
 }

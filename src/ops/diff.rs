@@ -247,7 +247,8 @@ pub async fn snapshots(
 /// Only where exactly one side holds fingerprints does it have to be the installation's, so that the other side's values compare with
 /// them; without it such Secrets show as changed.
 async fn key(session: &Session, captures: [Option<&Capture>; 2]) -> Result<FingerprintKey> {
-    let fingerprinted = |capture: Option<&Capture>| capture.is_some_and(|c| c.secrets == Some(SecretsMode::Fingerprint));
+    let fingerprinted =
+        |capture: Option<&Capture>| capture.is_some_and(|c| c.secrets == Some(SecretsMode::Fingerprint));
     let [old, new] = captures.map(fingerprinted);
     if old != new {
         match super::live::installation_key(session).await {
@@ -320,7 +321,13 @@ mod tests {
         let shape = ListShape::atomic();
         for (old, new) in [(Some(&old), Some(&new)), (None, Some(&new)), (Some(&old), None)] {
             let mut report = Report::default();
-            report.add(ObjectId::new("", "Secret", "db"), old, new, &shape, &FingerprintKey::new([7; 32]));
+            report.add(
+                ObjectId::new("", "Secret", "db"),
+                old,
+                new,
+                &shape,
+                &FingerprintKey::new([7; 32]),
+            );
             let json = serde_json::to_string(&report).unwrap();
             let all = format!("{json}{}{report:?}", report.objects[0].text);
             assert!(all.contains("password"), "{all}");

@@ -171,7 +171,10 @@ async fn fingerprint_key(session: &Session, capture: &Capture) -> Result<Option<
         return Ok(Some(key));
     }
     let place = format!("secret {} of namespace {}", key::KEY_SECRET, session.operator_namespace);
-    Err(Error::new(Class::Unavailable, "the Secrets of this snapshot cannot be compared with live ones")
-        .because(format!("it holds fingerprints, and their key, {place}, is gone"))
-        .fix("bring the Secret back from a backup, or name the operator's namespace with --operator-namespace"))
+    Err(Error::new(
+        Class::Unavailable,
+        "the Secrets of this snapshot cannot be compared with live ones",
+    )
+    .because(format!("it holds fingerprints, and their key, {place}, is gone"))
+    .fix("bring the Secret back from a backup, or name the operator's namespace with --operator-namespace"))
 }

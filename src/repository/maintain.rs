@@ -9,13 +9,14 @@ use jiff::Timestamp;
 
 use super::{
     backend::Put,
-    core::{MAX_RACES, Repository, Shared},
+    core::{MAX_RACES, Repository},
     error::{Error, Result},
     index::{Bits, key_of},
     journal::{Envelope, Op},
     manifest::Cursor,
     model::SnapshotRecord,
     pack::{self, PackId, PackRecord, read_whole},
+    shared::Shared,
     writer::WriterInner,
 };
 use crate::domain::object::Digest;

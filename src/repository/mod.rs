@@ -13,6 +13,8 @@ mod maintain;
 mod manifest;
 mod model;
 mod pack;
+mod packer;
+mod shared;
 mod state;
 mod verify;
 mod writer;

@@ -1,7 +1,7 @@
 //! Writing: one writer a capture pass, shared by all its streams and snapshots.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -12,21 +12,21 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    core::{MAX_RACES, Repository, Touched, frame_of},
+    core::{MAX_RACES, Repository},
     error::{Error, Result},
-    index::{Index, Key, key_of},
+    index::{Index, key_of},
     journal::{Op, WireSnapshot},
     manifest::{Buffer, ManifestBuilder, SPILL_ROW_BYTES},
     model::{FORMAT_VERSION, LineageKey, ParentHint, SnapshotDraft, SnapshotRecord},
-    pack::{self, FRAME_TARGET, Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, SealedPack, lock},
+    pack::{self, FRAME_TARGET, Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, lock},
+    packer::Packer,
+    shared::Touched,
     state::State,
 };
 use crate::domain::object::Digest;
 
 /// Memory for frames that are not full yet; above it the largest is closed early.
 const OPEN_FRAMES: usize = 3 << 20;
-/// Finished packs that wait for their upload before whoever fills the next one has to wait.
-const MAX_WAITING: usize = 2;
 /// Longest life of a writer. Condemned packs are remembered for longer than that.
 const MAX_AGE: SignedDuration = SignedDuration::from_hours(3 * 24);
 
@@ -35,24 +35,6 @@ const MAX_AGE: SignedDuration = SignedDuration::from_hours(3 * 24);
 pub(super) enum Known {
     Committed,
     Writing,
-}
-
-/// Packs in the making.
-#[derive(Default)]
-struct Packer {
-    open: BTreeMap<FrameGroup, OpenFrame>,
-    open_bytes: usize,
-    /// Full frames that are being compressed.
-    closing: Vec<Arc<OpenFrame>>,
-    /// Chunks in open and closing frames.
-    unplaced: HashSet<Key>,
-    body: Option<PackBody>,
-    /// Number of the body's first chunk within this writer.
-    body_first: u32,
-    /// Finished packs and the number of their first chunk.
-    sealed: Vec<(u32, SealedPack)>,
-    index: Index,
-    raw: u64,
 }
 
 pub(super) struct WriterInner {
@@ -104,6 +86,8 @@ impl Writer {
     pub async fn commit(self, drafts: Vec<SnapshotDraft>) -> Result<Vec<Arc<SnapshotRecord>>> {
         let inner = self.inner;
         inner.finish().await?;
+        // Whatever was put is on the backend; the journal's own index takes over from here.
+        lock(&inner.packer).index = Index::default();
         let records = inner.commit(&drafts).await;
         inner.repository.drop_frames();
         records
@@ -178,7 +162,7 @@ impl WriterInner {
         if let Some(frame) = full
             && self.place(&frame)?
         {
-            self.upload_some().await?;
+            self.upload().await?;
         }
         Ok(true)
     }
@@ -210,23 +194,7 @@ impl WriterInner {
         Ok(true)
     }
 
-    /// Uploads in the background; waits only when too much is waiting already.
-    async fn upload_some(self: &Arc<Self>) -> Result<()> {
-        let waiting = lock(&self.packer)
-            .sealed
-            .iter()
-            .filter(|(_, pack)| pack.blob.is_some())
-            .count();
-        if waiting >= MAX_WAITING {
-            return self.upload().await;
-        }
-        let this = self.clone();
-        // A failure here is met again, and told, by the next upload that is waited for.
-        drop(tokio::spawn(async move { this.upload().await }));
-        Ok(())
-    }
-
-    /// Uploads all finished packs. Their names are random, so one that exists already is ours, from a try whose answer was lost.
+    /// Uploads all finished packs; whoever filled one waits, so that few are in memory. Their names are random, so one that exists already is ours, from a try whose answer was lost.
     async fn upload(&self) -> Result<()> {
         let _one_at_a_time = self.upload.lock().await;
         loop {
@@ -505,46 +473,5 @@ impl Drop for WriterInner {
         for id in ids {
             shared.in_flight.remove(&id);
         }
-    }
-}
-
-impl Packer {
-    fn take_open(&mut self, group: FrameGroup) -> Option<Arc<OpenFrame>> {
-        let frame = self.open.remove(&group)?;
-        Some(self.close(frame))
-    }
-
-    fn close(&mut self, frame: OpenFrame) -> Arc<OpenFrame> {
-        self.open_bytes -= frame.len();
-        let frame = Arc::new(frame);
-        self.closing.push(frame.clone());
-        frame
-    }
-
-    fn seal(&mut self) {
-        if let Some(body) = self.body.take_if(|body| !body.is_empty()) {
-            let first = self.body_first;
-            let pack = body.seal();
-            self.body_first += pack.record.chunks;
-            self.sealed.push((first, pack));
-        }
-    }
-
-    /// Pack, frame and slot of a placed chunk, and the frame's bytes while they are in memory.
-    fn find(&self, ordinal: u32) -> Option<(PackId, Frame, u32, Option<Bytes>)> {
-        if let Some(body) = self.body.as_ref().filter(|_| ordinal >= self.body_first) {
-            let (frame, slot) = frame_of(&body.frames, ordinal - self.body_first)?;
-            let at = body.frames.partition_point(|other| other.offset < frame.offset);
-            return Some((body.id, frame, slot, body.piece(at)));
-        }
-        let at = self
-            .sealed
-            .partition_point(|(first, _)| *first <= ordinal)
-            .checked_sub(1)?;
-        let (first, pack) = self.sealed.get(at)?;
-        let (frame, slot) = frame_of(&pack.frames, ordinal - first)?;
-        let at = pack.frames.partition_point(|other| other.offset < frame.offset);
-        let piece = pack.blob.as_ref().and_then(|blob| blob.get(at + 1).cloned());
-        Some((pack.record.id, frame, slot, piece))
     }
 }

@@ -30,7 +30,15 @@ async fn entries(installed: &Installed, snapshot: &Snapshot) -> Result<BTreeMap<
     let repository = repository(installed).await?;
     let reader = repository.manifest(&snapshot.uid().context("uid")?).await?;
     let rows: Vec<_> = reader.entries().try_collect().await?;
-    Ok(rows.into_iter().map(|(kind, entry)| (ObjectId::new(kind.group.clone(), kind.kind.clone(), entry.name), entry.content.to_string())).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(kind, entry)| {
+            (
+                ObjectId::new(kind.group.clone(), kind.kind.clone(), entry.name),
+                entry.content.to_string(),
+            )
+        })
+        .collect())
 }
 
 fn status(snapshot: &Snapshot) -> Value {
@@ -43,27 +51,58 @@ fn reason(snapshot: &Snapshot) -> String {
     conditions
         .iter()
         .find(|c| c["type"] == "Ready")
-        .map(|c| format!("{} {}", c["reason"].as_str().unwrap_or_default(), c["message"].as_str().unwrap_or_default()))
+        .map(|c| {
+            format!(
+                "{} {}",
+                c["reason"].as_str().unwrap_or_default(),
+                c["message"].as_str().unwrap_or_default()
+            )
+        })
         .unwrap_or_default()
 }
 
 async fn settled_shop(installed: &Installed, namespace: &str) -> Result<()> {
-    installed.given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}).to_string()).await?;
+    installed
+        .given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}).to_string())
+        .await?;
     installed.given(CRDS).await?;
     wait_until(PATIENCE, "the fixture", async || {
-        let ran = installed.cluster.kubectl(&User::admin(), &["apply", "-n", namespace, "-f", "-"], Some(KINDS)).await.map_err(|e| e.to_string())?;
-        if ran.status.success() { Ok(Some(())) } else { Err(ran.stderr) }
+        let ran = installed
+            .cluster
+            .kubectl(&User::admin(), &["apply", "-n", namespace, "-f", "-"], Some(KINDS))
+            .await
+            .map_err(|e| e.to_string())?;
+        if ran.status.success() {
+            Ok(Some(()))
+        } else {
+            Err(ran.stderr)
+        }
     })
     .await?;
     for workload in ["deployment/web", "statefulset/db", "daemonset/agent"] {
         installed
             .cluster
-            .kubectl(&User::admin(), &["rollout", "status", workload, "-n", namespace, "--timeout=60s"], None)
+            .kubectl(
+                &User::admin(),
+                &["rollout", "status", workload, "-n", namespace, "--timeout=60s"],
+                None,
+            )
             .await?
             .success()?;
     }
-    let arguments = ["wait", "pod/lone", "--for=condition=Ready", "-n", namespace, "--timeout=60s"];
-    installed.cluster.kubectl(&User::admin(), &arguments, None).await?.success()?;
+    let arguments = [
+        "wait",
+        "pod/lone",
+        "--for=condition=Ready",
+        "-n",
+        namespace,
+        "--timeout=60s",
+    ];
+    installed
+        .cluster
+        .kubectl(&User::admin(), &arguments, None)
+        .await?
+        .success()?;
     Ok(())
 }
 
@@ -72,9 +111,21 @@ const CHANGES: [(&str, &str, &str); 26] = [
     ("configmap", "web", r#"{"data":{"mode":"v2"}}"#),
     ("secret", "web", r#"{"stringData":{"password":"rotated"}}"#),
     ("service", "web", r#"{"spec":{"sessionAffinity":"ClientIP"}}"#),
-    ("serviceaccount", "web", r#"{"metadata":{"annotations":{"note":"two"}}}"#),
-    ("persistentvolumeclaim", "data", r#"{"metadata":{"labels":{"note":"two"}}}"#),
-    ("limitrange", "limits", r#"{"spec":{"limits":[{"type":"Container","max":{"memory":"5Gi"}}]}}"#),
+    (
+        "serviceaccount",
+        "web",
+        r#"{"metadata":{"annotations":{"note":"two"}}}"#,
+    ),
+    (
+        "persistentvolumeclaim",
+        "data",
+        r#"{"metadata":{"labels":{"note":"two"}}}"#,
+    ),
+    (
+        "limitrange",
+        "limits",
+        r#"{"spec":{"limits":[{"type":"Container","max":{"memory":"5Gi"}}]}}"#,
+    ),
     ("resourcequota", "quota", r#"{"spec":{"hard":{"pods":"101"}}}"#),
     ("podtemplate", "template", r#"{"metadata":{"labels":{"note":"two"}}}"#),
     ("replicationcontroller", "legacy", r#"{"spec":{"minReadySeconds":3}}"#),
@@ -89,10 +140,22 @@ const CHANGES: [(&str, &str, &str); 26] = [
     ("poddisruptionbudget", "web", r#"{"spec":{"minAvailable":2}}"#),
     ("ingress", "web", r#"{"metadata":{"annotations":{"note":"two"}}}"#),
     ("networkpolicy", "web", r#"{"spec":{"policyTypes":["Egress"]}}"#),
-    ("role", "reader", r#"{"rules":[{"apiGroups":[""],"resources":["configmaps"],"verbs":["list"]}]}"#),
+    (
+        "role",
+        "reader",
+        r#"{"rules":[{"apiGroups":[""],"resources":["configmaps"],"verbs":["list"]}]}"#,
+    ),
     ("rolebinding", "reader", r#"{"metadata":{"labels":{"note":"two"}}}"#),
-    ("endpointslice", "external", r#"{"endpoints":[{"addresses":["192.0.2.2"]}]}"#),
-    ("resourceclaimtemplate", "gpu", r#"{"metadata":{"labels":{"note":"two"}}}"#),
+    (
+        "endpointslice",
+        "external",
+        r#"{"endpoints":[{"addresses":["192.0.2.2"]}]}"#,
+    ),
+    (
+        "resourceclaimtemplate",
+        "gpu",
+        r#"{"metadata":{"labels":{"note":"two"}}}"#,
+    ),
     ("widget", "one", r#"{"spec":{"size":2}}"#),
     ("route", "main", r#"{"spec":{"to":"admin"}}"#),
 ];
@@ -106,7 +169,14 @@ async fn an_unchanged_namespace_gives_the_same_snapshot_and_each_changed_field_e
     ensure!(status(&one)["phase"] == "Ready", "{:#}", status(&one));
     let first = entries(&installed, &one).await?;
     ensure!(first.len() >= 26, "only {} objects: {:#?}", first.len(), first.keys());
-    ensure!(first.keys().map(|id| (&id.group, &id.kind)).collect::<std::collections::BTreeSet<_>>().len() >= 25);
+    ensure!(
+        first
+            .keys()
+            .map(|id| (&id.group, &id.kind))
+            .collect::<std::collections::BTreeSet<_>>()
+            .len()
+            >= 25
+    );
     let before = repository(&installed).await?.usage().stored_bytes;
     let two = installed.snapshot("shop", "two", &json!({"lineage": "shop"})).await?;
     let written = repository(&installed).await?.usage().stored_bytes - before;
@@ -114,21 +184,38 @@ async fn an_unchanged_namespace_gives_the_same_snapshot_and_each_changed_field_e
     ensure!(status(&two)["digest"] == status(&one)["digest"], "the digest moved");
     ensure!(entries(&installed, &two).await? == first);
     ensure!(status(&two)["objects"]["unchanged"] == status(&two)["objects"]["captured"]);
-    ensure!(status(&two)["version"] == 2 && status(&two)["parent"] == json!({"name": "one", "version": 1}), "{:#}", status(&two));
+    ensure!(
+        status(&two)["version"] == 2 && status(&two)["parent"] == json!({"name": "one", "version": 1}),
+        "{:#}",
+        status(&two)
+    );
     ensure!(serde_json::to_vec(&status(&two))?.len() <= 4096);
 
     let mut last = first;
     for (index, (kind, name, patch)) in CHANGES.into_iter().enumerate() {
         installed
             .cluster
-            .kubectl(&User::admin(), &["patch", kind, name, "-n", "shop", "--type=merge", "-p", patch], None)
+            .kubectl(
+                &User::admin(),
+                &["patch", kind, name, "-n", "shop", "--type=merge", "-p", patch],
+                None,
+            )
             .await?
             .success()?;
-        let snapshot = installed.snapshot("shop", &format!("change-{index}"), &json!({"lineage": "shop"})).await?;
+        let snapshot = installed
+            .snapshot("shop", &format!("change-{index}"), &json!({"lineage": "shop"}))
+            .await?;
         ensure!(status(&snapshot)["phase"] == "Ready", "{kind}: {:#}", status(&snapshot));
         let now = entries(&installed, &snapshot).await?;
-        let changed: Vec<_> = now.iter().filter(|(id, digest)| last.get(*id) != Some(digest)).map(|(id, _)| id.kind.to_lowercase()).collect();
-        ensure!(changed == [kind] && now.len() == last.len(), "after {kind}: {changed:?}");
+        let changed: Vec<_> = now
+            .iter()
+            .filter(|(id, digest)| last.get(*id) != Some(digest))
+            .map(|(id, _)| id.kind.to_lowercase())
+            .collect();
+        ensure!(
+            changed == [kind] && now.len() == last.len(),
+            "after {kind}: {changed:?}"
+        );
         last = now;
     }
     let report = repository(&installed).await?.verify(|_| {}).await?;
@@ -142,40 +229,88 @@ async fn images_are_the_digests_that_ran_and_references_come_along_through_a_sel
     settled_shop(&installed, "shop").await?;
     let all = installed.snapshot("shop", "all", &json!({})).await?;
     let images = status(&all)["images"].clone();
-    let web = images.as_array().context("images")?.iter().find(|i| i["workload"] == "Deployment/web" && i["container"] == "app").context("web")?.clone();
-    ensure!(web["image"] == "registry.example/web:1.8" && web["digest"].as_str().is_some_and(|d| d.starts_with("sha256:")), "{web}");
+    let web = images
+        .as_array()
+        .context("images")?
+        .iter()
+        .find(|i| i["workload"] == "Deployment/web" && i["container"] == "app")
+        .context("web")?
+        .clone();
+    ensure!(
+        web["image"] == "registry.example/web:1.8" && web["digest"].as_str().is_some_and(|d| d.starts_with("sha256:")),
+        "{web}"
+    );
 
     // The tag moves: what ran stays what it was until the Pods are new.
     let moved = format!("sha256:{}", "7".repeat(64));
     installed.cluster.move_tag("registry.example/web:1.8", &moved)?;
     let same = installed.snapshot("shop", "same", &json!({})).await?;
     ensure!(status(&same)["digest"] == status(&all)["digest"]);
-    for arguments in [["rollout", "restart", "deployment/web", "-n", "shop"].as_slice(), &["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"]] {
-        installed.cluster.kubectl(&User::admin(), arguments, None).await?.success()?;
+    for arguments in [
+        ["rollout", "restart", "deployment/web", "-n", "shop"].as_slice(),
+        &["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"],
+    ] {
+        installed
+            .cluster
+            .kubectl(&User::admin(), arguments, None)
+            .await?
+            .success()?;
     }
     let after = wait_until(PATIENCE, "the moved digest", async || {
         let name = format!("moved-{:x}", rand_name());
-        let snapshot = installed.snapshot("shop", &name, &json!({})).await.map_err(|e| e.to_string())?;
+        let snapshot = installed
+            .snapshot("shop", &name, &json!({}))
+            .await
+            .map_err(|e| e.to_string())?;
         let images = status(&snapshot)["images"].clone();
-        let found = images.as_array().is_some_and(|rows| rows.iter().any(|i| i["digest"] == moved.as_str()));
-        if found { Ok(Some(snapshot)) } else { Err(images.to_string()) }
+        let found = images
+            .as_array()
+            .is_some_and(|rows| rows.iter().any(|i| i["digest"] == moved.as_str()));
+        if found {
+            Ok(Some(snapshot))
+        } else {
+            Err(images.to_string())
+        }
     })
     .await?;
-    ensure!(status(&after)["digest"] != status(&all)["digest"], "a moved tag is a changed state");
+    ensure!(
+        status(&after)["digest"] != status(&all)["digest"],
+        "a moved tag is a changed state"
+    );
 
     let picked = json!({"lineage": "web", "capture": {"include": [{"group": "apps", "kinds": ["Deployment"], "names": ["w?b"]}]}});
     let picked = installed.snapshot("shop", "picked", &picked).await?;
-    let kinds: Vec<_> = entries(&installed, &picked).await?.into_keys().map(|id| id.to_string()).collect();
-    ensure!(kinds == ["ConfigMap/web", "Secret/web", "ServiceAccount/web", "Deployment.apps/web"], "{kinds:?}");
-    let alone = json!({"lineage": "web2", "capture": {"selector": {"matchLabels": {"app": "web"}}, "followReferences": false}});
+    let kinds: Vec<_> = entries(&installed, &picked)
+        .await?
+        .into_keys()
+        .map(|id| id.to_string())
+        .collect();
+    ensure!(
+        kinds
+            == [
+                "ConfigMap/web",
+                "Secret/web",
+                "ServiceAccount/web",
+                "Deployment.apps/web"
+            ],
+        "{kinds:?}"
+    );
+    let alone =
+        json!({"lineage": "web2", "capture": {"selector": {"matchLabels": {"app": "web"}}, "followReferences": false}});
     let alone = installed.snapshot("shop", "alone", &alone).await?;
-    let kinds: Vec<_> = entries(&installed, &alone).await?.into_keys().map(|id| id.to_string()).collect();
+    let kinds: Vec<_> = entries(&installed, &alone)
+        .await?
+        .into_keys()
+        .map(|id| id.to_string())
+        .collect();
     ensure!(kinds == ["ConfigMap/web"], "{kinds:?}");
     installed.cluster.stop().await
 }
 
 fn rand_name() -> u128 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,21 +320,52 @@ async fn what_cannot_be_captured_is_refused_with_what_why_and_how_to_fix() -> Re
     installed.given(&namespace).await?;
 
     let empty = installed.snapshot("shop", "empty", &json!({})).await?;
-    ensure!(status(&empty)["phase"] == "Ready" && status(&empty)["objects"]["captured"] == 0, "{:#}", status(&empty));
+    ensure!(
+        status(&empty)["phase"] == "Ready" && status(&empty)["objects"]["captured"] == 0,
+        "{:#}",
+        status(&empty)
+    );
 
-    let nothing = installed.snapshot("shop", "nothing", &json!({"capture": {"selector": {"matchLabels": {"a": "b"}}}})).await?;
-    ensure!(status(&nothing)["phase"] == "Failed" && reason(&nothing).starts_with("NothingMatched"), "{:#}", status(&nothing));
-    let unknown = installed.snapshot("shop", "unknown", &json!({"capture": {"include": [{"kinds": ["Deploymint"]}]}})).await?;
-    ensure!(reason(&unknown).starts_with("UnknownKind") && reason(&unknown).contains("Deploymint"), "{}", reason(&unknown));
+    let nothing = installed
+        .snapshot(
+            "shop",
+            "nothing",
+            &json!({"capture": {"selector": {"matchLabels": {"a": "b"}}}}),
+        )
+        .await?;
+    ensure!(
+        status(&nothing)["phase"] == "Failed" && reason(&nothing).starts_with("NothingMatched"),
+        "{:#}",
+        status(&nothing)
+    );
+    let unknown = installed
+        .snapshot(
+            "shop",
+            "unknown",
+            &json!({"capture": {"include": [{"kinds": ["Deploymint"]}]}}),
+        )
+        .await?;
+    ensure!(
+        reason(&unknown).starts_with("UnknownKind") && reason(&unknown).contains("Deploymint"),
+        "{}",
+        reason(&unknown)
+    );
 
     for (name, spec, expected) in [
         ("zero", json!({"ttl": "0s"}), "ttl"),
         ("store", json!({"store": "nowhere"}), "store"),
         ("hooks", json!({"hooks": {"before": [{"name": "x"}]}}), "hooks"),
-        ("database", json!({"capture": {"components": ["Databases"]}}), "components"),
+        (
+            "database",
+            json!({"capture": {"components": ["Databases"]}}),
+            "components",
+        ),
     ] {
         let manifest = json!({"apiVersion": "backstep.dev/v1alpha1", "kind": "Snapshot", "metadata": {"name": name, "namespace": "shop"}, "spec": spec});
-        let ran = installed.apply(&User::admin(), &manifest.to_string()).await?.failure()?;
+        let ran = installed
+            .apply(&User::admin(), &manifest.to_string())
+            .await?
+            .failure()?;
         ensure!(ran.stderr.contains(expected), "{name}: {}", ran.stderr);
     }
     let own = json!({"apiVersion": "backstep.dev/v1alpha1", "kind": "Snapshot", "metadata": {"name": "own", "namespace": "backstep-system"}, "spec": {}});
@@ -210,20 +376,43 @@ async fn what_cannot_be_captured_is_refused_with_what_why_and_how_to_fix() -> Re
     installed.given(include_str!("fixtures/broken-conversion.yaml")).await?;
     let made = json!({"apiVersion": "broken.example/v1", "kind": "Gadget", "metadata": {"name": "g", "namespace": "shop"}, "spec": {}});
     wait_until(PATIENCE, "the gadget", async || {
-        let ran = installed.cluster.kubectl(&User::admin(), &["apply", "-f", "-"], Some(&made.to_string())).await.map_err(|e| e.to_string())?;
-        if ran.status.success() { Ok(Some(())) } else { Err(ran.stderr) }
+        let ran = installed
+            .cluster
+            .kubectl(&User::admin(), &["apply", "-f", "-"], Some(&made.to_string()))
+            .await
+            .map_err(|e| e.to_string())?;
+        if ran.status.success() {
+            Ok(Some(()))
+        } else {
+            Err(ran.stderr)
+        }
     })
     .await?;
     let patch = r#"[{"op":"replace","path":"/spec/versions/0/storage","value":false},{"op":"replace","path":"/spec/versions/1/storage","value":true}]"#;
     let arguments = ["patch", "crd", "gadgets.broken.example", "--type=json", "-p", patch];
-    installed.cluster.kubectl(&User::admin(), &arguments, None).await?.success()?;
+    installed
+        .cluster
+        .kubectl(&User::admin(), &arguments, None)
+        .await?
+        .success()?;
     let broken = wait_until(PATIENCE, "the broken conversion to show", async || {
         let name = format!("broken-{:x}", rand_name());
-        let snapshot = installed.snapshot("shop", &name, &json!({})).await.map_err(|e| e.to_string())?;
-        if status(&snapshot)["phase"] == "Failed" { Ok(Some(snapshot)) } else { Err(status(&snapshot).to_string()) }
+        let snapshot = installed
+            .snapshot("shop", &name, &json!({}))
+            .await
+            .map_err(|e| e.to_string())?;
+        if status(&snapshot)["phase"] == "Failed" {
+            Ok(Some(snapshot))
+        } else {
+            Err(status(&snapshot).to_string())
+        }
     })
     .await?;
-    ensure!(reason(&broken).starts_with("CaptureIncomplete") && reason(&broken).contains("Gadget"), "{}", reason(&broken));
+    ensure!(
+        reason(&broken).starts_with("CaptureIncomplete") && reason(&broken).contains("Gadget"),
+        "{}",
+        reason(&broken)
+    );
     let spec = json!({"capture": {"exclude": [{"group": "broken.example", "kinds": ["Gadget"]}]}});
     let without = installed.snapshot("shop", "without", &spec).await?;
     ensure!(status(&without)["phase"] == "Ready", "{:#}", status(&without));
@@ -241,7 +430,9 @@ async fn killing_the_operator_and_running_two_never_gives_two_snapshots_one_vers
         installed.given(&manifest.to_string()).await?;
         // At moments that differ from round to round.
         if index % 4 == 3 {
-            tokio::time::timeout(Duration::from_millis(7 * index as u64), std::future::pending::<()>()).await.ok();
+            tokio::time::timeout(Duration::from_millis(7 * index as u64), std::future::pending::<()>())
+                .await
+                .ok();
             installed.kill_operator();
             installed.start_operator().await?;
         }
@@ -251,7 +442,10 @@ async fn killing_the_operator_and_running_two_never_gives_two_snapshots_one_vers
         let snapshot = installed.ended("shop", name).await?;
         ensure!(status(&snapshot)["phase"] == "Ready", "{name}: {:#}", status(&snapshot));
         let version = status(&snapshot)["version"].as_i64().context("version")?;
-        ensure!(versions.insert(version, name.clone()).is_none(), "two snapshots have version {version}");
+        ensure!(
+            versions.insert(version, name.clone()).is_none(),
+            "two snapshots have version {version}"
+        );
         // Every Ready snapshot can be read.
         ensure!(entries(&installed, &snapshot).await?.len() >= 26);
     }
@@ -263,10 +457,25 @@ async fn killing_the_operator_and_running_two_never_gives_two_snapshots_one_vers
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shared() -> Result<()> {
-    let installed = Installed::start_with(testbed::ClusterOptions::named("freed"), Store::Secrets, &["--vanished-grace", "1s", "--maintenance-interval", "2s"]).await?;
-    installed.given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}).to_string()).await?;
+    let installed = Installed::start_with(
+        testbed::ClusterOptions::named("freed"),
+        Store::Secrets,
+        &["--vanished-grace", "1s", "--maintenance-interval", "2s"],
+    )
+    .await?;
+    installed
+        .given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}).to_string())
+        .await?;
     let secrets: Api<k8s_openapi::api::core::v1::Secret> = Api::namespaced(installed.admin().await?, "backstep-system");
-    let stored = async || -> Result<usize> { Ok(secrets.list(&kube::api::ListParams::default()).await?.items.iter().filter(|s| s.type_.as_deref() == Some("backstep.dev/repository")).count()) };
+    let stored = async || -> Result<usize> {
+        Ok(secrets
+            .list(&kube::api::ListParams::default())
+            .await?
+            .items
+            .iter()
+            .filter(|s| s.type_.as_deref() == Some("backstep.dev/repository"))
+            .count())
+    };
 
     for name in ["a", "b"] {
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "shop"}, "data": {"x": name.repeat(2000)}});
@@ -275,15 +484,31 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
     }
     let retained = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "shop"}, "data": {"x": "c"}});
     installed.given(&retained.to_string()).await?;
-    let kept = installed.snapshot("shop", "kept", &json!({"deletionPolicy": "Retain"})).await?;
+    let kept = installed
+        .snapshot("shop", "kept", &json!({"deletionPolicy": "Retain"}))
+        .await?;
     let before = stored().await?;
-    installed.cluster.kubectl(&User::admin(), &["delete", "snapshot", "a", "b", "kept", "-n", "shop"], None).await?.success()?;
+    installed
+        .cluster
+        .kubectl(
+            &User::admin(),
+            &["delete", "snapshot", "a", "b", "kept", "-n", "shop"],
+            None,
+        )
+        .await?
+        .success()?;
     wait_until(PATIENCE, "the contents to be freed", async || {
         let client = installed.admin().await.map_err(|e| e.to_string())?;
         let backend = SecretsBackend::new(client, "backstep-system", "default", u64::MAX).map_err(|e| e.to_string())?;
-        let repository = Repository::open(Arc::new(backend), Options::new(Timestamp::now)).await.map_err(|e| e.to_string())?;
+        let repository = Repository::open(Arc::new(backend), Options::new(Timestamp::now))
+            .await
+            .map_err(|e| e.to_string())?;
         let left: Vec<_> = repository.snapshots(None).iter().map(|r| r.name.clone()).collect();
-        if left == ["kept"] { Ok(Some(())) } else { Err(format!("{left:?}")) }
+        if left == ["kept"] {
+            Ok(Some(()))
+        } else {
+            Err(format!("{left:?}"))
+        }
     })
     .await?;
     ensure!(stored().await? <= before + 4, "the store only grows");
@@ -293,15 +518,35 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
     let ttl = json!({"lineage": "short", "ttl": "1s"});
     let api: Api<Snapshot> = Api::namespaced(installed.admin().await?, "shop");
     installed.snapshot("shop", "t1", &ttl).await?;
-    installed.cluster.kubectl(&User::admin(), &["label", "snapshot", "t1", "backstep.dev/pinned=true", "-n", "shop"], None).await?.success()?;
+    installed
+        .cluster
+        .kubectl(
+            &User::admin(),
+            &["label", "snapshot", "t1", "backstep.dev/pinned=true", "-n", "shop"],
+            None,
+        )
+        .await?
+        .success()?;
     installed.snapshot("shop", "t2", &ttl).await?;
     installed.snapshot("shop", "t3", &json!({"lineage": "short"})).await?;
     wait_until(PATIENCE, "t2 to expire", async || {
-        let phase = api.get("t2").await.map_err(|e| e.to_string())?.status.and_then(|s| s.phase);
-        if phase == Some(SnapshotPhase::Expired) { Ok(Some(())) } else { Err(format!("{phase:?}")) }
+        let phase = api
+            .get("t2")
+            .await
+            .map_err(|e| e.to_string())?
+            .status
+            .and_then(|s| s.phase);
+        if phase == Some(SnapshotPhase::Expired) {
+            Ok(Some(()))
+        } else {
+            Err(format!("{phase:?}"))
+        }
     })
     .await?;
-    ensure!(api.get("t1").await?.status.and_then(|s| s.phase) == Some(SnapshotPhase::Ready), "a pinned snapshot expired");
+    ensure!(
+        api.get("t1").await?.status.and_then(|s| s.phase) == Some(SnapshotPhase::Ready),
+        "a pinned snapshot expired"
+    );
     installed.cluster.stop().await
 }
 
@@ -334,13 +579,24 @@ async fn damage_in_the_store_is_found_by_itself_and_said_on_each_affected_snapsh
 async fn a_secret_value_appears_nowhere_and_with_fingerprint_not_even_in_the_repository() -> Result<()> {
     const CANARY: &str = "canary-7d1f3b";
     let installed = Installed::start("canary", Store::Directory).await?;
-    installed.given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}).to_string()).await?;
-    let secret = format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: web, namespace: shop}}\nstringData: {{a: {CANARY}-one}}\ndata: {{b: {}}}\n", base64(&format!("{CANARY}-two")));
+    installed
+        .given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}).to_string())
+        .await?;
+    let secret = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: web, namespace: shop}}\nstringData: {{a: {CANARY}-one}}\ndata: {{b: {}}}\n",
+        base64(&format!("{CANARY}-two"))
+    );
     installed.given(&secret).await?;
-    let snapshot = installed.snapshot("shop", "print", &json!({"capture": {"secrets": "Fingerprint"}})).await?;
+    let snapshot = installed
+        .snapshot("shop", "print", &json!({"capture": {"secrets": "Fingerprint"}}))
+        .await?;
     ensure!(status(&snapshot)["phase"] == "Ready", "{:#}", status(&snapshot));
     let encoded = base64(CANARY);
-    let encoded = encoded.trim_end_matches('=').get(..12).context("long enough")?.to_owned();
+    let encoded = encoded
+        .trim_end_matches('=')
+        .get(..12)
+        .context("long enough")?
+        .to_owned();
     let repository = repository(&installed).await?;
     let reader = repository.manifest(&snapshot.uid().context("uid")?).await?;
     let rows: Vec<_> = reader.entries().try_collect().await?;
@@ -352,10 +608,20 @@ async fn a_secret_value_appears_nowhere_and_with_fingerprint_not_even_in_the_rep
     }
     let rotated = secret.replace("-one", "-rotated");
     installed.given(&rotated).await?;
-    let after = installed.snapshot("shop", "after", &json!({"capture": {"secrets": "Fingerprint"}})).await?;
-    ensure!(status(&after)["digest"] != status(&snapshot)["digest"], "a rotation goes unseen");
+    let after = installed
+        .snapshot("shop", "after", &json!({"capture": {"secrets": "Fingerprint"}}))
+        .await?;
+    ensure!(
+        status(&after)["digest"] != status(&snapshot)["digest"],
+        "a rotation goes unseen"
+    );
     installed.snapshot("shop", "with", &json!({"lineage": "with"})).await?;
-    let dump = installed.cluster.kubectl(&User::admin(), &["get", "snapshots,events", "-A", "-o", "json"], None).await?.success()?.stdout;
+    let dump = installed
+        .cluster
+        .kubectl(&User::admin(), &["get", "snapshots,events", "-A", "-o", "json"], None)
+        .await?
+        .success()?
+        .stdout;
     ensure!(!dump.contains(CANARY) && !installed.log().contains(CANARY));
     ensure!(!dump.contains(&encoded) && !installed.log().contains(&encoded));
     installed.cluster.stop().await

@@ -98,8 +98,16 @@ impl Installed {
     pub async fn start_with(options: ClusterOptions, store: Store, arguments: &[&str]) -> Result<Self> {
         let cluster = Cluster::start(options).await?;
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/backstep");
-        let install =
-            ["install", "backstep", chart, "--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--set", "replicas=0"];
+        let install = [
+            "install",
+            "backstep",
+            chart,
+            "--namespace",
+            OPERATOR_NAMESPACE,
+            "--create-namespace",
+            "--set",
+            "replicas=0",
+        ];
         cluster.helm(&User::admin(), &install, None).await?.success()?;
         let mut installed = Self {
             cluster,
@@ -119,7 +127,10 @@ impl Installed {
 
     /// One more operator process.
     pub async fn another_operator(&self, identity: &str) -> Result<Operator> {
-        let kubeconfig = self.cluster.service_account_kubeconfig(OPERATOR_NAMESPACE, "backstep").await?;
+        let kubeconfig = self
+            .cluster
+            .service_account_kubeconfig(OPERATOR_NAMESPACE, "backstep")
+            .await?;
         let store = match self.store {
             Store::Secrets => "secrets".to_owned(),
             Store::Directory => format!("file://{}", self.store_directory().display()),
@@ -130,7 +141,14 @@ impl Installed {
             .arg("run")
             .arg("--kubeconfig")
             .arg(kubeconfig)
-            .args(["--namespace", OPERATOR_NAMESPACE, "--admin-address", "127.0.0.1:0", "--log-level", "info,backstep=debug"])
+            .args([
+                "--namespace",
+                OPERATOR_NAMESPACE,
+                "--admin-address",
+                "127.0.0.1:0",
+                "--log-level",
+                "info,backstep=debug",
+            ])
             .args(["--store", &store, "--identity", identity])
             .args(&self.arguments)
             .stdin(Stdio::null())
@@ -173,7 +191,10 @@ impl Installed {
     pub async fn apply(&self, user: &User, manifest: &str) -> Result<Ran> {
         // Stamped kinds answer 503 for some seconds after their CRD appears.
         wait_until(PATIENCE, "kubectl apply", async || {
-            let ran = self.cluster.kubectl(user, &["apply", "-f", "-"], Some(manifest)).await?;
+            let ran = self
+                .cluster
+                .kubectl(user, &["apply", "-f", "-"], Some(manifest))
+                .await?;
             if ran.stderr.contains("ServiceUnavailable") || ran.stderr.contains("not yet synced") {
                 bail!("{ran}");
             }
@@ -214,7 +235,12 @@ impl Installed {
     /// Runs `kubectl-backstep` as `user`.
     pub async fn cli(&self, user: &User, arguments: &[&str]) -> Result<Ran> {
         self.cluster
-            .run(Path::new(env!("CARGO_BIN_EXE_kubectl-backstep")), &self.cluster.kubeconfig(user)?, arguments, None)
+            .run(
+                Path::new(env!("CARGO_BIN_EXE_kubectl-backstep")),
+                &self.cluster.kubeconfig(user)?,
+                arguments,
+                None,
+            )
             .await
     }
 }

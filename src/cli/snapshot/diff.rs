@@ -186,7 +186,10 @@ fn lines(field: &FieldChange) -> Vec<(Tone, String)> {
         ChangeKind::Added => vec![(Tone::Good, format!("+ {path}: {new}"))],
         ChangeKind::Removed => vec![(Tone::Bad, format!("- {path}: {old}"))],
         ChangeKind::Changed if old.len() + new.len() <= 80 => vec![(Tone::Notice, format!("~ {path}: {old} → {new}"))],
-        ChangeKind::Changed => vec![(Tone::Bad, format!("- {path}: {old}")), (Tone::Good, format!("+ {path}: {new}"))],
+        ChangeKind::Changed => vec![
+            (Tone::Bad, format!("- {path}: {old}")),
+            (Tone::Good, format!("+ {path}: {new}")),
+        ],
     }
 }
 
@@ -195,7 +198,13 @@ mod tests {
     use super::*;
 
     fn change(kind: ChangeKind, old: Option<&str>, new: Option<&str>, hidden: bool) -> FieldChange {
-        FieldChange { path: "data.a".into(), kind, old: old.map(Into::into), new: new.map(Into::into), hidden }
+        FieldChange {
+            path: "data.a".into(),
+            kind,
+            old: old.map(Into::into),
+            new: new.map(Into::into),
+            hidden,
+        }
     }
 
     #[test]
@@ -203,7 +212,10 @@ mod tests {
         let short = lines(&change(ChangeKind::Changed, Some("v1"), Some("v2"), false));
         assert_eq!(short, [(Tone::Notice, "~ data.a: \"v1\" → \"v2\"".to_owned())]);
         let long = "x".repeat(80);
-        assert_eq!(lines(&change(ChangeKind::Changed, Some(&long), Some("v2"), false)).len(), 2);
+        assert_eq!(
+            lines(&change(ChangeKind::Changed, Some(&long), Some("v2"), false)).len(),
+            2
+        );
     }
 
     #[test]

@@ -38,9 +38,12 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         let snapshot = resolve(&session, name).await?;
         let phase = reference::phase(&snapshot);
         if phase != SnapshotPhase::Ready {
-            return Err(Error::new(Class::Refused, format!("snapshot {} has no contents to verify", snapshot.name_any()))
-                .because(format!("it is {phase:?}"))
-                .into());
+            return Err(Error::new(
+                Class::Refused,
+                format!("snapshot {} has no contents to verify", snapshot.name_any()),
+            )
+            .because(format!("it is {phase:?}"))
+            .into());
         }
         snapshots.push(snapshot);
     }
@@ -81,7 +84,11 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
                 verified.contents,
                 verified.blobs,
                 bytes(verified.bytes),
-                if verified.damage.is_empty() { "nothing is damaged".to_owned() } else { format!("{} damaged", verified.damage.len()) }
+                if verified.damage.is_empty() {
+                    "nothing is damaged".to_owned()
+                } else {
+                    format!("{} damaged", verified.damage.len())
+                }
             ))?;
             if !verified.objects_compared {
                 out.note("The Snapshots were not compared with the store: you may not list them in all namespaces.")?;
@@ -91,5 +98,9 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
             }
         }
     }
-    Ok(if verified.damage.is_empty() { Exit::Ok } else { Exit::Corrupt })
+    Ok(if verified.damage.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Corrupt
+    })
 }

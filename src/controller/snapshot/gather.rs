@@ -36,7 +36,10 @@ pub(super) async fn observe(snapshot: &Snapshot, context: &Context) -> Observed 
     let uid = snapshot.uid().unwrap_or_default();
     let status = snapshot.status.clone().unwrap_or_default();
     let repository = context.store.repository();
-    let open = matches!(status.phase.unwrap_or_default(), SnapshotPhase::Pending | SnapshotPhase::Capturing);
+    let open = matches!(
+        status.phase.unwrap_or_default(),
+        SnapshotPhase::Pending | SnapshotPhase::Capturing
+    );
     let capture = match context.captures.progress(&uid) {
         Progress::Waiting | Progress::Running => Capture::UnderWay,
         Progress::Ended(outcome) => match *outcome {
@@ -45,17 +48,22 @@ pub(super) async fn observe(snapshot: &Snapshot, context: &Context) -> Observed 
         },
         // Committed by a process that did not live to say so.
         Progress::Unknown => match &repository {
-            Ok(repository) if open && repository.snapshot(&uid).is_some() => match capture::recall(repository, &uid).await {
-                Ok(captured) => Capture::Committed(Box::new(captured)),
-                Err(failure) => Capture::Failed(failure),
-            },
+            Ok(repository) if open && repository.snapshot(&uid).is_some() => {
+                match capture::recall(repository, &uid).await {
+                    Ok(captured) => Capture::Committed(Box::new(captured)),
+                    Err(failure) => Capture::Failed(failure),
+                }
+            }
             _ => Capture::Unknown,
         },
     };
     let last_of_lineage = match &repository {
-        Ok(repository) => repository
-            .snapshot(&uid)
-            .is_some_and(|record| repository.snapshots(Some(&record.lineage_key())).iter().all(|other| other.uid == uid)),
+        Ok(repository) => repository.snapshot(&uid).is_some_and(|record| {
+            repository
+                .snapshots(Some(&record.lineage_key()))
+                .iter()
+                .all(|other| other.uid == uid)
+        }),
         // Not known is never "there are others".
         Err(_) => true,
     };
@@ -89,13 +97,20 @@ impl Observed {
                 Capture::UnderWay => CaptureFact::UnderWay,
                 Capture::Committed(_) => CaptureFact::Committed,
                 Capture::Failed(failure) => match failure.class {
-                    Class::Transient => CaptureFact::Retryable { reason: failure.reason, message: &failure.message },
-                    Class::Waiting | Class::Invalid | Class::Forbidden | Class::Corrupt => {
-                        CaptureFact::Failed { reason: failure.reason, message: &failure.message }
-                    }
+                    Class::Transient => CaptureFact::Retryable {
+                        reason: failure.reason,
+                        message: &failure.message,
+                    },
+                    Class::Waiting | Class::Invalid | Class::Forbidden | Class::Corrupt => CaptureFact::Failed {
+                        reason: failure.reason,
+                        message: &failure.message,
+                    },
                 },
             },
-            pinned: snapshot.labels().get(names::PINNED_LABEL).is_some_and(|value| value == "true"),
+            pinned: snapshot
+                .labels()
+                .get(names::PINNED_LABEL)
+                .is_some_and(|value| value == "true"),
             last_of_lineage: self.last_of_lineage,
             now: clock::now(),
         }

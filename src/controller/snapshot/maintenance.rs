@@ -101,9 +101,15 @@ async fn verify(context: &Context, repository: &Repository) {
 pub fn show_usage(context: &Context, repository: &Repository) {
     let usage = repository.usage();
     let metrics = &context.metrics;
-    metrics.repository_bytes.set(i64::try_from(usage.stored_bytes).unwrap_or(i64::MAX));
-    metrics.repository_quota_bytes.set(usage.quota.and_then(|q| i64::try_from(q).ok()).unwrap_or(0));
-    metrics.repository_snapshots.set(i64::try_from(usage.snapshots).unwrap_or(i64::MAX));
+    metrics
+        .repository_bytes
+        .set(i64::try_from(usage.stored_bytes).unwrap_or(i64::MAX));
+    metrics
+        .repository_quota_bytes
+        .set(usage.quota.and_then(|q| i64::try_from(q).ok()).unwrap_or(0));
+    metrics
+        .repository_snapshots
+        .set(i64::try_from(usage.snapshots).unwrap_or(i64::MAX));
 }
 
 /// Lets go of contents whose Snapshot has been missing for the whole grace: a CRD that was re-created empty must not cost the contents.
@@ -115,8 +121,11 @@ async fn sweep(
     // What is committed after the list was made must not look missing.
     let stored = repository.snapshots(None);
     let alive = live_uids(context).await.map_err(|e| e.to_string())?;
-    let missing: HashSet<&str> =
-        stored.iter().filter(|record| !alive.contains(&record.uid)).map(|record| record.uid.as_str()).collect();
+    let missing: HashSet<&str> = stored
+        .iter()
+        .filter(|record| !alive.contains(&record.uid))
+        .map(|record| record.uid.as_str())
+        .collect();
     missing_since.retain(|uid, _| missing.contains(uid.as_str()));
     let now = Instant::now();
     let mut gone = Vec::new();
@@ -151,8 +160,10 @@ async fn live_uids(context: &Context) -> cluster::Result<HashSet<String>> {
     let mut pager = Pager::start(context.client.clone(), collection, true);
     while let Some(page) = pager.next().await? {
         for raw in page.items()?.items {
-            let item: OnlyUid = serde_json::from_str(raw.get())
-                .map_err(|source| cluster::Error::Unreadable { what: "list snapshots".into(), source })?;
+            let item: OnlyUid = serde_json::from_str(raw.get()).map_err(|source| cluster::Error::Unreadable {
+                what: "list snapshots".into(),
+                source,
+            })?;
             uids.insert(item.metadata.uid);
         }
     }

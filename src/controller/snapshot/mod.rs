@@ -85,14 +85,23 @@ async fn reconcile(snapshot: Arc<Snapshot>, context: Arc<Context>) -> Result<Act
 #[allow(clippy::needless_pass_by_value)]
 fn on_error(snapshot: Arc<Snapshot>, error: &cluster::Error, context: Arc<Context>) -> Action {
     let class = error.class();
-    context.metrics.reconcile_errors.get_or_create(&ReconcileError { kind: "Snapshot", class: class.label() }).inc();
+    context
+        .metrics
+        .reconcile_errors
+        .get_or_create(&ReconcileError {
+            kind: "Snapshot",
+            class: class.label(),
+        })
+        .inc();
     // A changed or vanished object comes back by itself.
     if !error.is_conflict() && !error.is_not_found() {
         tracing::warn!(namespace = snapshot.namespace(), name = snapshot.name_any(), class = class.label(), %error, "reconcile failed");
     }
     match class {
         Class::Transient => Action::requeue(jittered(Duration::from_millis(500))),
-        Class::Waiting | Class::Invalid | Class::Forbidden | Class::Corrupt => Action::requeue(jittered(Duration::from_secs(30))),
+        Class::Waiting | Class::Invalid | Class::Forbidden | Class::Corrupt => {
+            Action::requeue(jittered(Duration::from_secs(30)))
+        }
     }
 }
 

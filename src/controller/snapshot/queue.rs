@@ -13,12 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api::SnapshotSpec,
-    cluster::Class,
-    domain::snapshot::Extras,
-    repository::SnapshotRecord,
-};
+use crate::{api::SnapshotSpec, cluster::Class, domain::snapshot::Extras, repository::SnapshotRecord};
 
 /// Waiting Snapshots share a pass: it starts when nobody new has come for this long, …
 const QUIET: Duration = Duration::from_millis(40);
@@ -95,7 +90,14 @@ impl Captures {
     /// An empty queue, and the channel of what has ended.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<(String, String)>) {
         let (ended, receiver) = mpsc::unbounded_channel();
-        (Self { entries: Arc::default(), arrived: Arc::default(), ended }, receiver)
+        (
+            Self {
+                entries: Arc::default(),
+                arrived: Arc::default(),
+                ended,
+            },
+            receiver,
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
@@ -104,7 +106,9 @@ impl Captures {
 
     /// Asks for a capture; a second call while it waits or runs changes nothing.
     pub fn submit(&self, request: CaptureRequest) {
-        self.lock().entry(request.uid.clone()).or_insert(Entry::Waiting(request));
+        self.lock()
+            .entry(request.uid.clone())
+            .or_insert(Entry::Waiting(request));
         self.arrived.notify_one();
     }
 
@@ -154,8 +158,10 @@ impl Captures {
                 if batch.is_empty() {
                     break;
                 }
-                let keys: Vec<_> =
-                    batch.iter().map(|r| (r.uid.clone(), r.namespace.clone(), r.name.clone())).collect();
+                let keys: Vec<_> = batch
+                    .iter()
+                    .map(|r| (r.uid.clone(), r.namespace.clone(), r.name.clone()))
+                    .collect();
                 let outcomes = pass(batch).await;
                 let mut entries = self.lock();
                 for ((uid, namespace, name), outcome) in keys.into_iter().zip(outcomes) {
@@ -199,7 +205,12 @@ mod tests {
     use super::*;
 
     fn request(uid: &str) -> CaptureRequest {
-        CaptureRequest { uid: uid.into(), name: uid.into(), namespace: "shop".into(), spec: Arc::default() }
+        CaptureRequest {
+            uid: uid.into(),
+            name: uid.into(),
+            namespace: "shop".into(),
+            spec: Arc::default(),
+        }
     }
 
     #[tokio::test]
@@ -216,12 +227,21 @@ mod tests {
             async move {
                 batch
                     .iter()
-                    .map(|_| Err(CaptureFailure { class: Class::Invalid, reason: "Test", message: String::new() }))
+                    .map(|_| {
+                        Err(CaptureFailure {
+                            class: Class::Invalid,
+                            reason: "Test",
+                            message: String::new(),
+                        })
+                    })
                     .collect()
             }
         }));
         for _ in 0..3 {
-            tokio::time::timeout(Duration::from_secs(5), ended.recv()).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(5), ended.recv())
+                .await
+                .unwrap()
+                .unwrap();
         }
         assert_eq!(*sizes.lock().unwrap(), [3]);
         assert!(matches!(captures.progress("a"), Progress::Ended(_)));

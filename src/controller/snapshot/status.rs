@@ -4,11 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{
-    Api, ResourceExt as _,
-    api::PostParams,
-    runtime::controller::Action,
-};
+use kube::{Api, ResourceExt as _, api::PostParams, runtime::controller::Action};
 
 use super::queue::Captured;
 use crate::{
@@ -68,8 +64,20 @@ pub(super) async fn publish(snapshot: &Arc<Snapshot>, outcome: Outcome, context:
     Ok(outcome.requeue.map_or_else(Action::await_change, Action::requeue))
 }
 
-fn condition(status: &mut SnapshotStatus, generation: Option<i64>, type_: &'static str, value: Option<bool>, reason: &str, message: &str) {
-    let new = NewCondition { type_, status: value, reason: reason.to_owned(), message: message.to_owned() };
+fn condition(
+    status: &mut SnapshotStatus,
+    generation: Option<i64>,
+    type_: &'static str,
+    value: Option<bool>,
+    reason: &str,
+    message: &str,
+) {
+    let new = NewCondition {
+        type_,
+        status: value,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    };
     conditions::set(&mut status.conditions, &new, generation, &clock::now_time());
 }
 
@@ -125,7 +133,10 @@ pub(super) fn ready(
         skipped: captured.extras.skipped.iter().map(|s| s.count).sum(),
         failed: 0,
     });
-    status.size = Some(SnapshotSize { logical_bytes: to_i64(record.sizes.logical), stored_bytes: to_i64(record.sizes.stored) });
+    status.size = Some(SnapshotSize {
+        logical_bytes: to_i64(record.sizes.logical),
+        stored_bytes: to_i64(record.sizes.stored),
+    });
     status.components.clone_from(&captured.extras.components);
     status.set_images(captured.extras.images.iter().cloned());
     status.set_skipped(captured.extras.skipped.iter().cloned());
@@ -133,8 +144,18 @@ pub(super) fn ready(
     let completed = clock::now_time();
     status.expires_at = expires_at(&snapshot.spec, completed.0).map(Time);
     status.completed_at = Some(completed);
-    let message = format!("version {} of lineage {} holds {} objects", record.version, record.lineage, record.counts.captured);
-    condition(status, generation, conditions::READY, Some(true), reasons::CAPTURED, &message);
+    let message = format!(
+        "version {} of lineage {} holds {} objects",
+        record.version, record.lineage, record.counts.captured
+    );
+    condition(
+        status,
+        generation,
+        conditions::READY,
+        Some(true),
+        reasons::CAPTURED,
+        &message,
+    );
     conditions::remove(&mut status.conditions, conditions::RECONCILING);
     conditions::remove(&mut status.conditions, conditions::STALLED);
     verified(status, generation, true);

@@ -5,13 +5,13 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::sync::Mutex;
 
 use super::{
-    ChunkSource, Cursor, Entry, KindHeader, Result, SharedKind, SnapshotDigest,
+    Buffer, ChunkSource, Cursor, Entry, KindHeader, Result, SharedKind, SnapshotDigest,
     reader::AFTER_ALL_NAMES,
-    segment::{self, MAX_ROWS, Row},
+    segment::{MAX_ROWS, Row},
     sort_key,
 };
 use crate::{
-    domain::object::{Digest, ObjectId},
+    domain::object::Digest,
     repository::{
         Counts, SegmentRef, Sizes, SnapshotRecord,
         error::Error,
@@ -20,92 +20,12 @@ use crate::{
     },
 };
 
-/// Rough memory of a buffered row, its name included.
-pub(in crate::repository) const SPILL_ROW_BYTES: usize = 192;
 /// Runs above which a manifest is written anew as one base.
 const MAX_RUNS: usize = 32;
 /// Deltas of fewer rows than this are never a reason to write the base anew.
 const MIN_COMPACTION: u64 = 32;
 /// Longest name: twice what an API server can store in its keys.
 const MAX_NAME: usize = 1024;
-
-/// Rows that wait to be written, and the segments written so far.
-#[derive(Default)]
-pub(in crate::repository) struct Buffer {
-    kinds: Vec<SharedKind>,
-    pub rows: Vec<Row>,
-    /// New segments with their last identity.
-    segments: Vec<(SegmentRef, ObjectId)>,
-    /// First run that is not of the previous snapshot.
-    first_run: u32,
-    bytes: u64,
-}
-
-impl Buffer {
-    fn sort(&mut self) {
-        let mut order: Vec<u32> = (0u32..).take(self.kinds.len()).collect();
-        order.sort_by(|a, b| {
-            let (a, b) = (&self.kinds[*a as usize], &self.kinds[*b as usize]);
-            (&a.group, &a.kind).cmp(&(&b.group, &b.kind))
-        });
-        let mut rank = vec![0u32; order.len()];
-        for (position, kind) in (0u32..).zip(order) {
-            rank[kind as usize] = position;
-        }
-        self.rows
-            .sort_by(|a, b| (rank[a.kind as usize], &a.name).cmp(&(rank[b.kind as usize], &b.name)));
-        // The last word on an identity counts; dedup keeps the first of a group.
-        self.rows.reverse();
-        self.rows.dedup_by(|a, b| a.kind == b.kind && a.name == b.name);
-        self.rows.reverse();
-    }
-
-    /// Writes the waiting rows as segments.
-    pub async fn flush(&mut self, writer: &Arc<WriterInner>) -> Result<()> {
-        self.sort();
-        let rows = std::mem::take(&mut self.rows);
-        writer.unbuffer(rows.len());
-        for rows in rows.chunks(MAX_ROWS) {
-            let bytes = segment::encode(&self.kinds, rows);
-            let (digest, new) = writer.put(FrameGroup::MANIFEST, &bytes).await?;
-            if new {
-                self.bytes += bytes.len() as u64;
-            }
-            let id = |row: &Row| {
-                let kind = &self.kinds[row.kind as usize];
-                ObjectId::new(&kind.group, &kind.kind, &*row.name)
-            };
-            let (Some(first), Some(last)) = (rows.first().map(id), rows.last().map(id)) else {
-                continue;
-            };
-            let above = self
-                .segments
-                .iter()
-                .filter(|(s, end)| s.first <= last && first <= *end)
-                .map(|(s, _)| s.run + 1);
-            let run = above.max().unwrap_or(self.first_run);
-            let entries = u32::try_from(rows.len()).unwrap_or(u32::MAX);
-            self.segments.push((
-                SegmentRef {
-                    digest,
-                    run,
-                    entries,
-                    first,
-                },
-                last,
-            ));
-        }
-        self.rows.shrink_to_fit();
-        Ok(())
-    }
-
-    fn layout(&self, below: &[SegmentRef]) -> Vec<SegmentRef> {
-        let mut segments = below.to_vec();
-        segments.extend(self.segments.iter().map(|(segment, _)| segment.clone()));
-        segments.sort_by(|a, b| (a.run, &a.first).cmp(&(b.run, &b.first)));
-        segments
-    }
-}
 
 /// Where the walk over the previous snapshot stands for one kind.
 struct KindState {
@@ -380,7 +300,15 @@ impl ManifestBuilder {
     }
 
     async fn push(&mut self, row: Row) -> Result<()> {
-        self.buffer.lock().await.rows.push(row);
+        {
+            let mut buffer = self.buffer.lock().await;
+            // Thousands of builders wait at once: doubling would waste as much as it holds.
+            if buffer.rows.len() == buffer.rows.capacity() {
+                let more = buffer.rows.len() / 4 + 4;
+                buffer.rows.reserve_exact(more);
+            }
+            buffer.rows.push(row);
+        }
         if self.writer.buffer_grew() {
             self.writer.spill().await
         } else {

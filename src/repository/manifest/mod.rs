@@ -1,5 +1,6 @@
 //! Manifests: which objects a snapshot holds, in identity order, as immutable segments that versions share.
 
+mod buffer;
 mod builder;
 mod cursor;
 mod reader;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub(super) use builder::{Buffer, SPILL_ROW_BYTES};
+pub(super) use buffer::{Buffer, SPILL_ROW_BYTES};
 pub use builder::{BuiltManifest, ManifestBuilder};
 pub(super) use cursor::{ChunkSource, Cursor};
 pub use reader::ManifestReader;

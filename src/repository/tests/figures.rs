@@ -190,3 +190,97 @@ async fn levels() {
         );
     }
 }
+
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Not a test: many namespaces in one pass, kind by kind, thrice: at first, unchanged, 1 % changed.
+#[tokio::test]
+#[ignore = "prints figures at scale"]
+async fn many_namespaces() {
+    let count: u64 = std::env::var("NAMESPACES").map_or(200, |n| n.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let local: Arc<dyn Backend> = Arc::new(ObjectStoreBackend::local(dir.path().to_str().unwrap()).unwrap());
+    let backend = counting(&local);
+    let repository = Repository::open(backend.clone(), options()).await.unwrap();
+    let idle = peak_memory();
+    for round in 0..4u64 {
+        let changed = |seed: u64| round == 2 && seed % 100 == 7;
+        let begun = std::time::Instant::now();
+        let mut generating = std::time::Duration::ZERO;
+        let writer = Arc::new(repository.writer().await.unwrap());
+        let mut builders = Vec::new();
+        for ns in 0..count {
+            let previous = repository
+                .snapshots(Some(&LineageKey::new(format!("ns{ns}"), "default")))
+                .pop();
+            builders.push(writer.manifest(previous.as_deref()).await.unwrap());
+        }
+        for wanted in ["ConfigMap", "Deployment"] {
+            let kind = kind(wanted);
+            for (ns, builder) in (0u64..).zip(&mut builders) {
+                for seed in ns * 50..ns * 50 + 50 {
+                    if (wanted == "Deployment") != seed.is_multiple_of(3) {
+                        continue;
+                    }
+                    let name = format!("app-{seed:05}");
+                    if !changed(seed)
+                        && round != 3
+                        && let Some(entry) = builder.previous_entry(&kind, &name).await.unwrap()
+                    {
+                        builder.add(&kind, entry).await.unwrap();
+                        continue;
+                    }
+                    let clock = std::time::Instant::now();
+                    let (_, content) = realistic(seed, u64::from(changed(seed)));
+                    generating += clock.elapsed();
+                    let (digest, _) = writer
+                        .put(FrameGroup::content(&kind.group, wanted), &content)
+                        .await
+                        .unwrap();
+                    builder
+                        .add(&kind, entry(&name, digest, content.len(), None))
+                        .await
+                        .unwrap();
+                }
+            }
+        }
+        println!("  streamed: {}", peak_memory() - idle);
+        let mut drafts = Vec::new();
+        for (ns, builder) in builders.into_iter().enumerate() {
+            drafts.push(draft(
+                &format!("u{ns}-{round}"),
+                &format!("ns{ns}"),
+                builder.finish().await.unwrap(),
+            ));
+        }
+        println!("  finished: {}", peak_memory() - idle);
+        Arc::into_inner(writer).unwrap().commit(drafts).await.unwrap();
+        let took = begun.elapsed() - generating;
+        println!(
+            "round {round}: {:.2} µs an object, {} bytes put, {} gets, peak {} KiB above {idle}",
+            took.as_secs_f64() * 1e6 / f64::from(u32::try_from(count * 50).unwrap()),
+            put(&backend),
+            backend.gets.swap(0, Ordering::SeqCst),
+            peak_memory() - idle
+        );
+    }
+    let begun = std::time::Instant::now();
+    let again = Repository::open(backend.clone(), options()).await.unwrap();
+    println!("open: {:?}, {:?}", begun.elapsed(), again.usage());
+    let begun = std::time::Instant::now();
+    println!(
+        "maintain: {:?} in {:?}",
+        again.maintain().await.unwrap(),
+        begun.elapsed()
+    );
+    let begun = std::time::Instant::now();
+    println!(
+        "verify: clean {} in {:?}",
+        again.verify(|_| {}).await.unwrap().is_clean(),
+        begun.elapsed()
+    );
+}
