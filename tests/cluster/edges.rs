@@ -213,22 +213,29 @@ async fn a_namespace_that_is_deleted_in_the_middle_is_captured_whole_or_not_at_a
     const OBJECTS: u64 = 600;
     let installed = Installed::start("edges-gone", Store::Directory).await?;
     let namespaces: Api<Namespace> = Api::all(installed.admin().await?);
-    for round in 0..8u64 {
+    let mut undisturbed = Duration::ZERO;
+    for round in 0..=8u32 {
         let shop = format!("shop-{round}");
         namespace(&installed, &shop).await?;
         let maps = (0..OBJECTS)
             .map(|i| config_map(&format!("m{i}"), &noise(i, 50)))
             .collect::<Result<_>>()?;
         fill(&installed, &shop, maps).await?;
-        let snapshot = json!({
-            "apiVersion": "backstep.dev/v1alpha1", "kind": "Snapshot",
-            "metadata": {"name": "last", "namespace": shop}, "spec": {"deletionPolicy": "Retain"},
-        });
-        installed.given(&snapshot.to_string()).await?;
-        // At another moment of the capture each round.
-        tokio::time::timeout(Duration::from_millis(15 * round), std::future::pending::<()>())
-            .await
-            .ok();
+        let spec = serde_json::from_value(json!({"deletionPolicy": "Retain"}))?;
+        let snapshots: Api<Snapshot> = Api::namespaced(installed.admin().await?, &shop);
+        snapshots
+            .create(&PostParams::default(), &Snapshot::new("last", spec))
+            .await?;
+        // The first tells how long a capture takes, the others are each disturbed at another moment of it.
+        if round == 0 {
+            let began = std::time::Instant::now();
+            let whole = installed.ended(&shop, "last").await?;
+            undisturbed = began.elapsed();
+            ensure!(status(&whole)["phase"] == "Ready", "{:#}", status(&whole));
+        } else {
+            let moment = undisturbed * (round - 1) / 8;
+            tokio::time::timeout(moment, std::future::pending::<()>()).await.ok();
+        }
         namespaces.delete(&shop, &DeleteParams::default()).await?;
     }
     wait_until(PATIENCE, "the namespaces to go", async || {
@@ -253,7 +260,8 @@ async fn a_namespace_that_is_deleted_in_the_middle_is_captured_whole_or_not_at_a
     namespace(&installed, "after").await?;
     let after = installed.snapshot("after", "after", &json!({})).await?;
     ensure!(status(&after)["phase"] == "Ready", "{:#}", status(&after));
-    for record in records(&installed, Store::Directory).await? {
+    let records = records(&installed, Store::Directory).await?;
+    for record in records {
         let whole = record.namespace == "after" || record.counts.captured == OBJECTS;
         ensure!(
             whole,
@@ -314,7 +322,7 @@ async fn a_store_that_goes_away_is_said_so_and_the_capture_goes_on_when_it_is_ba
     let report = repository(&installed, Store::Directory).await?.verify(|_| ()).await?;
     ensure!(report.is_clean(), "{report:#?}");
 
-    // Emptied underneath: never a new history over the lost one.
+    // Emptied underneath: never a new version over the lost ones.
     std::fs::rename(&store, &away)?;
     std::fs::create_dir(&store)?;
     installed
