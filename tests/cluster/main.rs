@@ -5,6 +5,7 @@ mod figures;
 mod cel;
 mod chart;
 mod cli;
+mod edges;
 mod incremental;
 mod plans;
 mod snapshots;
