@@ -20,3 +20,7 @@ pub const PART_OF: &str = "backstep";
 pub const OPERATOR: &str = "backstep";
 /// Namespace that the chart's manifests are written for; `helm --namespace` changes it.
 pub const DEFAULT_NAMESPACE: &str = "backstep-system";
+/// `ConfigMap` in the operator's namespace that says where its store is: keys `store`, `namespace` and, when limited, `quota` in bytes.
+pub const STORE_CONFIG_MAP: &str = "backstep-store";
+/// Name of the operator's built-in store among the stores of a namespace; its Secrets carry it.
+pub const BUILT_IN_STORE: &str = "default";

@@ -10,6 +10,11 @@ use super::{
 use crate::ops::doctor::{self, Outcome};
 
 #[derive(Args)]
+#[command(after_long_help = "Examples:
+  kubectl backstep doctor
+  kubectl backstep doctor -n shop -o json
+
+The exit code is 1 when a check failed. What you may not see is skipped, not failed.")]
 pub struct Options {
     /// How to write it
     #[arg(short, long, value_enum, default_value = "table")]

@@ -250,6 +250,11 @@ pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
+/// `1 image`, `2 images`; `one` is a word whose plural ends in `s`.
+pub fn counted<N: Display + PartialEq + From<u8>>(count: N, one: &str) -> String {
+    format!("{count} {one}{}", if count == N::from(1) { "" } else { "s" })
+}
+
 /// `text`, or `<none>` as kubectl writes it.
 pub fn or_none(text: Option<impl Into<String>>) -> String {
     text.map_or_else(|| "<none>".to_owned(), Into::into)
@@ -274,6 +279,11 @@ mod tests {
         for (seconds, text) in ages {
             assert_eq!(short(seconds), text);
         }
+    }
+
+    #[test]
+    fn only_one_is_singular() {
+        assert_eq!([0_u64, 1, 2].map(|n| counted(n, "image")), ["0 images", "1 image", "2 images"]);
     }
 
     #[test]

@@ -4,11 +4,16 @@ use clap::Args;
 
 use super::{
     Context, Exit, Failure,
-    output::{Format, Tone, bytes},
+    output::{Format, Tone, bytes, counted},
 };
 use crate::ops::status::{self, Seen, Status};
 
 #[derive(Args)]
+#[command(after_long_help = "Examples:
+  kubectl backstep status
+  kubectl backstep status -o json
+
+What you may not see is told as not known, never as absent.")]
 pub struct Options {
     /// How to write it
     #[arg(short, long, value_enum, default_value = "table")]
@@ -86,11 +91,11 @@ fn rows(status: &Status) -> Vec<Vec<(String, Tone)>> {
                 .filter(|q| *q > 0)
                 .map_or_else(String::new, |q| format!(" of {}", bytes(q)));
             let text = format!(
-                "{}: {}{quota} in {} packs, {} snapshots",
+                "{}: {}{quota} in {}, {}",
                 repository.store,
                 bytes(repository.stored_bytes),
-                repository.packs,
-                repository.snapshots
+                counted(repository.packs, "pack"),
+                counted(repository.snapshots, "snapshot")
             );
             (text, Tone::Plain)
         }),

@@ -7,6 +7,8 @@ use super::{Context, Exit, Failure, output::Format};
 use crate::{api::names, ops::facts};
 
 #[derive(Args)]
+#[command(after_long_help = "Examples:
+  kubectl backstep version")]
 pub struct Options {
     /// Only the version of this command; makes no call
     #[arg(long)]

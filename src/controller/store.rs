@@ -22,11 +22,6 @@ use crate::{
     repository::{self, Backend, ObjectStoreBackend, Repository, SecretsBackend},
 };
 
-/// Name of the `ConfigMap` that tells administrators' tools where contents live.
-pub const STORE_CONFIG_MAP: &str = "backstep-store";
-/// Name of the store of Secrets: its objects carry it.
-pub const SECRETS_STORE: &str = "default";
-
 /// The repository, or why there is none; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -165,12 +160,9 @@ impl Store {
 
     fn backend(&self) -> Result<Arc<dyn Backend>, repository::Error> {
         Ok(match &self.location {
-            Location::Secrets => Arc::new(SecretsBackend::new(
-                self.client.clone(),
-                &self.namespace,
-                SECRETS_STORE,
-                self.quota,
-            )?),
+            Location::Secrets => {
+                Arc::new(SecretsBackend::new(self.client.clone(), &self.namespace, names::BUILT_IN_STORE, self.quota)?)
+            }
             Location::Directory(path) => Arc::new(ObjectStoreBackend::local(path)?.with_quota(self.quota)),
         })
     }
@@ -205,24 +197,26 @@ impl Store {
     /// Publishes where contents live, for administrators' tools.
     pub async fn publish_location(&self) -> cluster::Result<()> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut data = BTreeMap::from([
+            ("store".into(), self.location.to_string()),
+            ("namespace".into(), self.namespace.clone()),
+        ]);
+        if self.quota != u64::MAX {
+            data.insert("quota".into(), self.quota.to_string());
+        }
         let map = ConfigMap {
             metadata: ObjectMeta {
-                name: Some(STORE_CONFIG_MAP.into()),
+                name: Some(names::STORE_CONFIG_MAP.into()),
                 labels: Some(BTreeMap::from([(names::PART_OF_LABEL.into(), names::PART_OF.into())])),
                 ..ObjectMeta::default()
             },
-            data: Some(BTreeMap::from([
-                ("store".into(), self.location.to_string()),
-                ("namespace".into(), self.namespace.clone()),
-            ])),
+            data: Some(data),
             ..ConfigMap::default()
         };
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         let patch = Patch::Apply(&map);
-        call::repeat("publish the store's location", call::DEADLINE, || {
-            api.patch(STORE_CONFIG_MAP, &params, &patch)
-        })
-        .await
-        .map(drop)
+        call::repeat("publish the store's location", call::DEADLINE, || api.patch(names::STORE_CONFIG_MAP, &params, &patch))
+            .await
+            .map(drop)
     }
 }

@@ -209,6 +209,32 @@ mod tests {
     }
 
     #[test]
+    fn every_verb_of_the_command_line_has_a_synopsis_and_an_example_on_its_page() {
+        let pages = reference::command_lines();
+        let page = &pages.iter().find(|d| d.path.ends_with("/cli.md")).unwrap().text;
+        fn leaves(command: &clap::Command, names: &mut Vec<String>) {
+            if command.get_subcommands().next().is_none() {
+                names.extend(command.get_bin_name().map(ToOwned::to_owned));
+            }
+            command.get_subcommands().for_each(|sub| leaves(sub, names));
+        }
+        let mut command = crate::cli::command();
+        command.build();
+        let mut names = Vec::new();
+        leaves(&command, &mut names);
+        assert!(names.len() > 10, "{names:?}");
+        for name in names {
+            let (_, section) = page.split_once(&format!("# {name}\n")).unwrap_or_else(|| panic!("no {name}"));
+            let section = section.split("\n#").next().unwrap();
+            assert!(section.contains(&format!("```text\n{name}")), "{section}");
+            assert!(section.contains(&format!("```sh\n{name}")) || section.contains("completion bash"), "{section}");
+        }
+        for (exit, meaning) in crate::cli::exit::TABLE {
+            assert!(page.contains(&format!("| {} | {meaning} |", exit as u8)), "{meaning}");
+        }
+    }
+
+    #[test]
     fn every_reason_is_on_its_page_with_what_it_says() {
         let page = reference::reasons().text;
         let defined = include_str!("../api/reasons.rs").matches("pub const ").count();

@@ -10,7 +10,7 @@ use super::{
     store::{self, Location},
 };
 use crate::{
-    api::{Snapshot, snapshot::SnapshotPhase},
+    api::{Snapshot, names, snapshot::SnapshotPhase},
     cluster::clock,
     domain::{
         object::{Beside, Digest, FingerprintKey, ObjectId, apply_order, secret},
@@ -53,7 +53,7 @@ impl Contents {
                 let namespace = namespace.as_deref().unwrap_or(&session.operator_namespace);
                 let quota = published.quota.unwrap_or(u64::MAX);
                 let client = session.client.clone();
-                let secrets = backend::secrets::SecretsBackend::new(client, namespace, store::BUILT_IN, quota);
+                let secrets = backend::secrets::SecretsBackend::new(client, namespace, names::BUILT_IN_STORE, quota);
                 Arc::new(secrets.map_err(|e| failed(&e))?)
             }
             Location::Directory(path) => {

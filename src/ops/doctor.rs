@@ -403,8 +403,8 @@ async fn repository(session: &Session, store: Option<&Location>) -> Check {
     match super::contents::usage(session, store).await {
         Ok(usage) => {
             let detail = format!(
-                "{} holds {} snapshots in {} bytes",
-                usage.store, usage.snapshots, usage.stored_bytes
+                "{} holds {} bytes; snapshots: {}",
+                usage.store, usage.stored_bytes, usage.snapshots
             );
             match usage.quota_bytes {
                 Some(quota) if quota > 0 && usage.stored_bytes.saturating_mul(10) > quota.saturating_mul(9) => {

@@ -6,12 +6,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 
 use super::{Class, Error, Result, Session};
-
-/// `ConfigMap` in the operator's namespace that says where its store is: keys `store` and `namespace`.
-pub const STORE_CONFIG_MAP: &str = "backstep-store";
-
-/// Name of the operator's built-in store among the stores of a namespace.
-pub const BUILT_IN: &str = "default";
+use crate::api::names::STORE_CONFIG_MAP;
 
 /// The operator's built-in store.
 #[derive(Clone, Debug, PartialEq, Eq)]

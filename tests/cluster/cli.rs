@@ -313,6 +313,23 @@ async fn lists_come_whole_or_page_by_page() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_page_of_one_lineage_holds_as_many_as_were_asked_for() -> Result<()> {
+    namespace("pages").await?;
+    for (name, lineage) in [("a", "other"), ("b", "shop"), ("c", "other"), ("d", "other"), ("e", "shop"), ("f", "shop")] {
+        let create = ["snapshot", "create", name, "-n", "pages", "--lineage", lineage];
+        backstep(&alice(), &create).await?.success()?;
+    }
+    let list = ["snapshot", "list", "-n", "pages", "--lineage", "shop", "--limit", "2", "-o", "name"];
+    let page = backstep(&alice(), &list).await?.success()?;
+    assert_eq!(page.stdout, "snapshot.backstep.dev/b\nsnapshot.backstep.dev/e\n", "{page}");
+    let token = page.stderr.split_whitespace().last().context("no token")?;
+    let rest = backstep(&alice(), &[&list[..], &["--continue", token]].concat()).await?.success()?;
+    assert_eq!((rest.stdout.as_str(), rest.stderr.as_str()), ("snapshot.backstep.dev/f\n", ""), "{rest}");
+    let nonsense = ["snapshot", "list", "-n", "pages", "--lineage", "shop,metadata.name=a"];
+    exits(&backstep(&alice(), &nonsense).await?, 2)
+}
+
+#[tokio::test]
 async fn tags_are_put_on_and_taken_off_and_two_carriers_are_told() -> Result<()> {
     namespace("tags").await?;
     for (version, name) in [(1, "one"), (2, "two")] {
@@ -767,7 +784,7 @@ async fn contents_are_shown_compared_and_exported_without_a_secret_value() -> Re
 
     let stream = run(&installed, &admin, &["snapshot", "export", "one"], 0).await?;
     ensure!(
-        stream.stderr.contains("The values of 1 Secrets are <hidden>"),
+        stream.stderr.contains("The values of 1 Secret are <hidden>"),
         "{stream}"
     );
     let included = installed
@@ -858,6 +875,10 @@ async fn who_may_not_read_the_store_is_told_so_and_still_sees_the_status() -> Re
         .json()?;
     assert_eq!(status["operator"]["known"]["running"], json!(true), "{status:#}");
     assert_eq!(status["repository"]["known"]["snapshots"], json!(1), "{status:#}");
+    // The quota is the operator's, of which this command knows only what was published.
+    assert_eq!(status["repository"]["known"]["quotaBytes"], json!(512 << 20), "{status:#}");
+    let told = run(&installed, &User::admin(), &["status"], 0).await?;
+    ensure!(told.stdout.contains(" of 512.00 MiB in "), "{told}");
     installed.cluster.stop().await
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use backstep::{
-    api::{Snapshot, snapshot::SnapshotPhase},
+    api::{Snapshot, names, snapshot::SnapshotPhase},
     domain::object::ObjectId,
     repository::{ObjectStoreBackend, Options, Repository, SecretsBackend},
 };
@@ -14,7 +14,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use testbed::{User, wait_until};
 
-use crate::support::{Installed, PATIENCE, Store};
+use crate::support::{Installed, OPERATOR_NAMESPACE, PATIENCE, Store};
 
 const CRDS: &str = include_str!("fixtures/crds.yaml");
 const KINDS: &str = include_str!("fixtures/kinds.yaml");
@@ -499,10 +499,8 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
         .success()?;
     wait_until(PATIENCE, "the contents to be freed", async || {
         let client = installed.admin().await.map_err(|e| e.to_string())?;
-        let backend = SecretsBackend::new(client, "backstep-system", "default", u64::MAX).map_err(|e| e.to_string())?;
-        let repository = Repository::open(Arc::new(backend), Options::new(Timestamp::now))
-            .await
-            .map_err(|e| e.to_string())?;
+        let backend = SecretsBackend::new(client, OPERATOR_NAMESPACE, names::BUILT_IN_STORE, u64::MAX).map_err(|e| e.to_string())?;
+        let repository = Repository::open(Arc::new(backend), Options::new(Timestamp::now)).await.map_err(|e| e.to_string())?;
         let left: Vec<_> = repository.snapshots(None).iter().map(|r| r.name.clone()).collect();
         if left == ["kept"] {
             Ok(Some(()))

@@ -5,7 +5,7 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use super::{
-    super::output::{Format, Tone},
+    super::output::{Format, Tone, counted},
     Context, Exit, Failure,
 };
 use crate::{
@@ -161,13 +161,16 @@ fn print(
     let images = if report.images.is_empty() {
         String::new()
     } else {
-        format!(", {} images moved", report.images.len())
+        format!(", {} moved", counted(report.images.len(), "image"))
     };
     out.line(format_args!(
         "{old} → {new}: {} added, {} removed, {} changed, {} unchanged{images}",
         report.added, report.removed, report.changed, report.unchanged
     ))
 }
+
+/// Where `kubectl apply` keeps a copy of the whole object that it was given.
+const LAST_APPLIED: &str = r#"metadata.annotations["kubectl.kubernetes.io/last-applied-configuration"]"#;
 
 /// `path: old → new` for short values, a line for each side for longer ones.
 fn lines(field: &FieldChange) -> Vec<(Tone, String)> {
@@ -181,6 +184,10 @@ fn lines(field: &FieldChange) -> Vec<(Tone, String)> {
             ChangeKind::Changed => "changed",
         };
         return vec![(Tone::Notice, format!("{path}: {what} (Secret value, hidden)"))];
+    }
+    if field.path == LAST_APPLIED && field.kind == ChangeKind::Changed {
+        let text = format!("~ {path}: changed (what kubectl apply remembers; -o wide shows it)");
+        return vec![(Tone::Notice, text)];
     }
     match field.kind {
         ChangeKind::Added => vec![(Tone::Good, format!("+ {path}: {new}"))],
@@ -216,6 +223,24 @@ mod tests {
             lines(&change(ChangeKind::Changed, Some(&long), Some("v2"), false)).len(),
             2
         );
+    }
+
+    #[test]
+    fn what_kubectl_apply_remembers_takes_one_line_unless_it_is_a_secret() {
+        let states = ["v1", "v2"].map(|mode| {
+            serde_json::json!({"kind": "ConfigMap", "data": {"mode": mode}, "metadata": {"annotations": {
+                "kubectl.kubernetes.io/last-applied-configuration": format!("{{\"data\":{{\"mode\":\"{mode}\"}}}}"),
+            }}})
+        });
+        let [old, new] = &states;
+        let key = crate::domain::object::FingerprintKey::new([7; 32]);
+        let shape = crate::domain::object::ListShape::atomic();
+        let changes = crate::domain::object::diff::diff(Some(old), Some(new), &shape, &key).changes;
+        let text: Vec<String> = changes.iter().flat_map(lines).map(|(_, line)| line).collect();
+        let remembered = format!("~ {LAST_APPLIED}: changed (what kubectl apply remembers; -o wide shows it)");
+        assert_eq!(text, [r#"~ data.mode: "v1" → "v2""#.to_owned(), remembered]);
+        let hidden = FieldChange { path: LAST_APPLIED.into(), ..change(ChangeKind::Changed, Some("a"), Some("b"), true) };
+        assert!(lines(&hidden)[0].1.ends_with("changed (Secret value, hidden)"));
     }
 
     #[test]

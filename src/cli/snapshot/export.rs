@@ -5,7 +5,7 @@ use std::{io::Write as _, path::PathBuf};
 use clap::{Args, ValueEnum};
 use kube::ResourceExt as _;
 
-use super::{Context, Exit, Failure};
+use super::{super::output::counted, Context, Exit, Failure};
 use crate::ops::{
     Reference,
     contents::{Contents, HIDDEN},
@@ -88,22 +88,22 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     stdout.flush()?;
     if !to_stream {
         context.out.note(format_args!(
-            "{} objects of snapshot {} are in {}",
-            written.objects,
+            "{} of snapshot {} written to {}",
+            counted(written.objects, "object"),
             snapshot.name_any(),
             options.output.display()
         ))?;
     }
     if written.hidden > 0 {
         context.out.note(format_args!(
-            "The values of {} Secrets are {HIDDEN}; --secrets include writes them.",
-            written.hidden
+            "The values of {} are {HIDDEN}; --secrets include writes them.",
+            counted(written.hidden, "Secret")
         ))?;
     }
     if written.fingerprints > 0 {
         context.out.note(format_args!(
-            "Of {} Secrets the snapshot holds only fingerprints (secrets: Fingerprint); they cannot be applied.",
-            written.fingerprints
+            "Of {} the snapshot holds only fingerprints (secrets: Fingerprint), which cannot be applied.",
+            counted(written.fingerprints, "Secret")
         ))?;
     }
     Ok(Exit::Ok)

@@ -3,7 +3,7 @@
 use clap::Args;
 use kube::{ResourceExt as _, api::ListParams};
 
-use super::{super::output::Format, Context, Exit, Failure, reference};
+use super::{super::output::Format, Context, Exit, Failure};
 use crate::ops::list::{self, Scope};
 
 #[derive(Args)]
@@ -16,12 +16,12 @@ pub struct Options {
     #[arg(short = 'A', long)]
     all_namespaces: bool,
     /// Only versions of this lineage
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = lineage)]
     lineage: Option<String>,
     /// Only those with these labels
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
-    /// At most this many are read at once, and a token to go on is printed; without it everything is read
+    /// At most this many, and a token to go on is printed; without it everything is read
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Go on where the last page ended
@@ -30,6 +30,10 @@ pub struct Options {
     /// How to write them
     #[arg(short, long, value_enum, default_value = "table", value_name = "FORMAT")]
     output: Format,
+}
+
+fn lineage(text: &str) -> Result<String, String> {
+    super::super::namespace(text).map_err(|_| "a lineage is at most 63 lower-case letters, digits and `-`".to_owned())
 }
 
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
@@ -41,6 +45,8 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     };
     let params = ListParams {
         label_selector: options.selector.clone(),
+        // The server selects, so that a page holds as many as were asked for.
+        field_selector: options.lineage.as_ref().map(|lineage| format!("spec.lineage={lineage}")),
         limit: options.limit,
         continue_token: options.continue_token.clone(),
         ..ListParams::default()
@@ -54,10 +60,7 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
             remaining: None,
         }
     };
-    let mut snapshots = page.snapshots;
-    if let Some(lineage) = &options.lineage {
-        snapshots.retain(|s| reference::lineage(s) == lineage);
-    }
+    let snapshots = page.snapshots;
     match options.output {
         Format::Json | Format::Yaml => context.out.snapshots(options.output, &snapshots, true)?,
         Format::Name => {

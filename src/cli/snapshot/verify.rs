@@ -4,7 +4,7 @@ use clap::Args;
 use kube::ResourceExt as _;
 
 use super::{
-    super::output::{Format, Tone, bytes},
+    super::output::{Format, Tone, bytes, counted},
     Context, Exit, Failure,
 };
 use crate::{
@@ -79,10 +79,10 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
                 }
             }
             out.line(format_args!(
-                "{} snapshots, {} contents and {} blobs ({}) were read back: {}",
-                verified.snapshots,
-                verified.contents,
-                verified.blobs,
+                "{}, {} and {} ({}) were read back: {}",
+                counted(verified.snapshots, "snapshot"),
+                counted(verified.contents, "content"),
+                counted(verified.blobs, "blob"),
                 bytes(verified.bytes),
                 if verified.damage.is_empty() {
                     "nothing is damaged".to_owned()
