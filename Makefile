@@ -27,8 +27,8 @@ test: rust go ## Run every test, against real Kubernetes components where it tak
 	"$(BIN)/testbed" build
 	.ci/test --workspace --locked
 
-bench: rust go ## Measure the performance goals of docs/performance.md (release build)
-	$(CARGO) bench --locked --bench yardstick
+bench: rust go ## Measure the performance goals of docs/performance.md (release build), ARGS=--quick for a short run
+	$(CARGO) bench --locked --bench yardstick -- $(ARGS)
 
 lint: rust $(CARGO_DENY) ## Check format, clippy, dependencies, generated files and that the pure rooms stay pure
 	$(CARGO) fmt --all --check

@@ -215,14 +215,14 @@ run_operator() {
 story() {
   local shop=$1
   tell "A team's shop, release 1.8: two workloads, a Service, a Secret, and a kind of their own"
-  as alice kubectl apply -f demo/shop/release-1.8.yaml
+  as alice kubectl apply --server-side -f demo/shop/release-1.8.yaml
   [[ -n $CONTEXT ]] || as alice kubectl rollout status deployment/web --timeout "${DEADLINE}s"
 
   tell 'alice takes a snapshot before the next release'
   as alice kubectl backstep snapshot create before-1-9 --lineage shop --description 'before the 1.9 release' --wait="${DEADLINE}s"
 
   tell 'Release 1.9 goes out, and checkout breaks'
-  as alice kubectl apply -f demo/shop/release-1.9.yaml
+  as alice kubectl apply --server-side -f demo/shop/release-1.9.yaml
   [[ -n $CONTEXT ]] || as alice kubectl rollout status deployment/web --timeout "${DEADLINE}s"
   as alice kubectl backstep snapshot create broken-1-9 --lineage shop --wait="${DEADLINE}s"
   as alice kubectl backstep snapshot list

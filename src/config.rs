@@ -34,6 +34,9 @@ pub struct RunOptions {
     /// How often the repository is tidied and compared with the live Snapshots
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
     pub maintenance_interval: Duration,
+    /// How often every stored byte is read and compared with its digest
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    pub verify_interval: Duration,
     /// How long the contents of a Snapshot that vanished while nobody watched are kept
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     pub vanished_grace: Duration,

@@ -210,7 +210,7 @@ pub struct Target {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<i64>,
     /// Tag that one Ready snapshot of the lineage carries.
-    #[schemars(schema_with = "schema::dns_label")]
+    #[schemars(schema_with = "schema::tag")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     /// The newest version begun at or before this time.

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::json;
 
-/// DNS label (RFC 1123): names of lineages, tags, policies and stages.
+/// DNS label (RFC 1123): names of lineages, policies and stages.
 pub const DNS_LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// Name of most objects: DNS labels joined by dots.
 pub const DNS_SUBDOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
@@ -15,6 +15,8 @@ pub const DNS_SUBDOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-
 pub const STATUS_STAYS: &str = "!has(oldSelf.status) || has(self.status)";
 /// A content digest.
 pub const DIGEST: &str = "^sha256:[a-f0-9]{64}$";
+/// A tag: what may follow the prefix of a label, as tags are given by label too.
+pub const TAG: &str = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
 /// A duration, see [`super::duration`].
 pub const DURATION: &str = "^([0-9]+(ms|s|m|h))+$";
 
@@ -63,11 +65,16 @@ pub fn duration<const HOURS: u32>(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Up to 16 tags, each a DNS label, none twice.
+/// A tag, 1 to 63 characters.
+pub fn tag(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": TAG})
+}
+
+/// Up to 16 tags, none twice.
 pub fn tags(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array", "maxItems": 16, "x-kubernetes-list-type": "set",
-        "items": {"type": "string", "minLength": 1, "maxLength": 63, "pattern": DNS_LABEL},
+        "items": {"type": "string", "minLength": 1, "maxLength": 63, "pattern": TAG},
     })
 }
 

@@ -49,7 +49,7 @@ pub struct SnapshotSpec {
     #[schemars(length(max = 1024))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// First tags, at most 16; more by label `tag.backstep.dev/<name>`.
+    /// First tags, at most 16, each as a label name may be; more by label `tag.backstep.dev/<name>`.
     #[schemars(schema_with = "schema::tags")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,

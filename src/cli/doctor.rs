@@ -19,7 +19,7 @@ pub struct Options {
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
     let session = context.session().await?;
     let spinner = context.out.spinner("looking");
-    let checks = doctor::doctor(&session, context.store.as_ref()).await;
+    let checks = Box::pin(doctor::doctor(&session, context.store.as_ref())).await;
     spinner.finish_and_clear();
     let checks = checks?;
     let out = &mut context.out;

@@ -76,7 +76,7 @@ struct Global {
     /// Where contents live: `secrets`, `secrets:NAMESPACE` or `file:///path`; without it what the operator has published
     #[arg(long, global = true, value_name = "STORE", value_parser = store)]
     store: Option<Location>,
-    /// Never colour the output; so does a non-empty $NO_COLOR
+    /// Never colour the output; so does a non-empty `$NO_COLOR`
     #[arg(long, global = true, env = "NO_COLOR", hide_env = true, action = clap::ArgAction::SetTrue, value_parser = not_empty)]
     no_color: bool,
     /// Log verbosity on standard error, 0 to 9: 4 tells what is tried again, 6 each request
@@ -90,7 +90,7 @@ enum Verb {
     #[command(visible_aliases = ["snapshots", "snap"], subcommand_required = true, arg_required_else_help = true)]
     Snapshot {
         #[command(subcommand)]
-        verb: snapshot::Verb,
+        verb: Box<snapshot::Verb>,
     },
     /// Tell how Backstep is doing, as far as you may see it
     Status(status::Options),
@@ -214,9 +214,9 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitC
 
 async fn dispatch(verb: Verb, context: &mut Context) -> Result<Exit, Failure> {
     match verb {
-        Verb::Snapshot { verb } => snapshot::run(verb, context).await,
-        Verb::Status(options) => status::run(&options, context).await,
-        Verb::Doctor(options) => doctor::run(&options, context).await,
+        Verb::Snapshot { verb } => Box::pin(snapshot::run(*verb, context)).await,
+        Verb::Status(options) => Box::pin(status::run(&options, context)).await,
+        Verb::Doctor(options) => Box::pin(doctor::run(&options, context)).await,
         Verb::Completion(options) => completion::run(&options, context),
         Verb::Version(options) => version::run(&options, context).await,
     }

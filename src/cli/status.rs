@@ -17,7 +17,7 @@ pub struct Options {
 
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
     let session = context.session().await?;
-    let status = status::status(&session, context.store.as_ref()).await?;
+    let status = Box::pin(status::status(&session, context.store.as_ref())).await?;
     match options.output {
         Format::Json | Format::Yaml => context.out.structured(options.output, &status)?,
         Format::Table | Format::Wide | Format::Name => context.out.table(&[], rows(&status))?,
@@ -34,12 +34,12 @@ fn rows(status: &Status) -> Vec<Vec<(String, Tone)>> {
         };
         vec![(format!("{name}:"), Tone::Plain), value]
     }
-    let listed = |names: &Vec<String>| match names.is_empty() {
-        true => (
-            "none; is the chart installed? see `kubectl backstep doctor`".to_owned(),
-            Tone::Bad,
-        ),
-        false => (names.join(", "), Tone::Plain),
+    let listed = |names: &Vec<String>| {
+        if names.is_empty() {
+            ("none; is the chart installed? see `kubectl backstep doctor`".to_owned(), Tone::Bad)
+        } else {
+            (names.join(", "), Tone::Plain)
+        }
     };
     vec![
         row("Server", &status.server, |version| (version.clone(), Tone::Plain)),

@@ -68,10 +68,14 @@ pub struct Page {
 /// The objects of a page, borrowed from its bytes.
 #[derive(Deserialize)]
 pub struct Items<'a> {
-    /// Each object as the server wrote it.
-    #[serde(borrow, default)]
+    /// Each object as the server wrote it; metadata lists say `null` where there is none.
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
     pub items: Vec<&'a RawValue>,
     metadata: PageMeta,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<&'de RawValue>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize, Default)]
@@ -237,6 +241,14 @@ mod tests {
         let items = page.items().unwrap();
         assert_eq!(items.items[1].get(), r#"{"b":[2]}"#);
         assert_eq!(items.resource_version(), Some("7"));
+    }
+
+    #[test]
+    fn a_list_without_objects_is_read_whether_it_says_null_or_nothing() {
+        for body in [&br#"{"metadata":{},"items":null}"#[..], br#"{"metadata":{},"items":[]}"#] {
+            let page = Page { body: Bytes::from_static(body), what: "test".into() };
+            assert!(page.items().unwrap().items.is_empty());
+        }
     }
 
     #[test]

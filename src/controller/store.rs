@@ -1,7 +1,7 @@
 //! The operator's one repository: opened in the background, and never assumed to be there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
@@ -34,6 +34,8 @@ pub struct Store {
     /// UIDs of Snapshots that were seen to go, until their contents are let go.
     released: Arc<Mutex<Vec<String>>>,
     maintenance: Arc<Notify>,
+    /// UIDs of Snapshots whose contents the last verification found damaged.
+    damaged: Arc<RwLock<HashSet<String>>>,
     location: Location,
     options: repository::Options,
     quota: u64,
@@ -90,6 +92,7 @@ impl Store {
             state: Arc::new(RwLock::new(State::Closed { reason: "the store is being opened".into(), corrupt: false })),
             released: Arc::default(),
             maintenance: Arc::default(),
+            damaged: Arc::default(),
             location,
             options: repository_options,
             quota: if options.store_quota == 0 { u64::MAX } else { options.store_quota },
@@ -118,6 +121,23 @@ impl Store {
     /// The UIDs noted since the last call.
     pub fn take_released(&self) -> Vec<String> {
         std::mem::take(&mut *self.released.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces what is known to be damaged; returns what was or is.
+    pub fn set_damaged(&self, uids: HashSet<String>) -> HashSet<String> {
+        match self.damaged.write() {
+            Ok(mut damaged) => {
+                let concerned = damaged.union(&uids).cloned().collect();
+                *damaged = uids;
+                concerned
+            }
+            Err(_) => HashSet::new(),
+        }
+    }
+
+    /// Whether the last verification found the contents of the Snapshot damaged.
+    pub fn is_damaged(&self, uid: &str) -> bool {
+        self.damaged.read().is_ok_and(|damaged| damaged.contains(uid))
     }
 
     /// Asks for maintenance soon.

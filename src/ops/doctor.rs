@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use super::{Class, Error, Result, Session, facts, store::Location};
-use crate::api::{crd, names};
+use crate::{
+    api::{crd, names},
+    cluster::guard::{REQUIRED_KINDS, REQUIRED_POLICIES, STAMPING_POLICIES},
+};
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -35,21 +38,6 @@ pub struct Check {
 }
 
 const INSTALL: &str = "install or upgrade the chart: helm upgrade --install backstep charts/backstep -n backstep-system --create-namespace";
-const REQUIRED_KINDS: [&str; 6] = [
-    "snapshots",
-    "rollbackrequests",
-    "rollbackplans",
-    "approvalrequests",
-    "approvaldecisions",
-    "approvalpolicies",
-];
-const REQUIRED_POLICIES: [&str; 3] = [
-    "approvaldecisions.guard.backstep.dev",
-    "operatorowned.guard.backstep.dev",
-    "requests.guard.backstep.dev",
-];
-const STAMPING_POLICIES: [&str; 2] = ["approver.stamp.backstep.dev", "requester.stamp.backstep.dev"];
-
 impl Check {
     fn new(name: &'static str, outcome: Outcome, detail: impl Into<String>) -> Self {
         Self {

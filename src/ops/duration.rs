@@ -46,7 +46,8 @@ pub fn kubernetes(duration: Duration) -> String {
         (u64::from(millis), "ms"),
     ] {
         if count > 0 {
-            text.push_str(&format!("{count}{unit}"));
+            text.push_str(&count.to_string());
+            text.push_str(unit);
         }
     }
     if text.is_empty() { "0s".into() } else { text }

@@ -236,7 +236,7 @@ pub async fn stamping(session: &Session) -> Result<Option<BTreeSet<String>>> {
         Ok(list) => Ok(Some(
             list.items
                 .iter()
-                .map(|p| p.name_any())
+                .map(kube::ResourceExt::name_any)
                 .filter(|n| n.ends_with(".backstep.dev"))
                 .collect(),
         )),

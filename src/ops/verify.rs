@@ -54,7 +54,11 @@ impl Verified {
         self.snapshots += report.snapshots;
         for finding in report.findings {
             let snapshots = finding.snapshots.iter().map(|uid| describe(contents, uid)).collect();
-            let damage = Damage { blob: finding.blob, problems: finding.problems, snapshots };
+            let damage = Damage {
+                blob: finding.blob,
+                problems: finding.problems,
+                snapshots,
+            };
             if !self.damage.contains(&damage) {
                 self.damage.push(damage);
             }
@@ -65,7 +69,12 @@ impl Verified {
 fn describe(contents: &Contents, uid: &str) -> String {
     contents.repository().snapshot(uid).map_or_else(
         || format!("uid {uid}"),
-        |record| format!("{}/{} ({}@{})", record.namespace, record.name, record.lineage, record.version),
+        |record| {
+            format!(
+                "{}/{} ({}@{})",
+                record.namespace, record.name, record.lineage, record.version
+            )
+        },
     )
 }
 
@@ -77,7 +86,9 @@ pub async fn all(session: &Session, contents: &Contents, progress: impl FnMut(Pr
     match list::all(session, Scope::All, &ListParams::default()).await {
         Ok(snapshots) => {
             verified.objects_compared = true;
-            verified.damage.extend(snapshots.iter().filter_map(|snapshot| disagreement(contents, snapshot)));
+            verified
+                .damage
+                .extend(snapshots.iter().filter_map(|snapshot| disagreement(contents, snapshot)));
         }
         Err(error) if error.class == Class::Forbidden => {}
         Err(error) => return Err(error),
@@ -87,15 +98,21 @@ pub async fn all(session: &Session, contents: &Contents, progress: impl FnMut(Pr
 
 /// Reads back what the named snapshots need; `done` is called after each.
 pub async fn some(contents: &Contents, snapshots: &[Snapshot], mut done: impl FnMut(&Snapshot)) -> Result<Verified> {
-    let mut verified = Verified { objects_compared: true, ..Verified::default() };
+    let mut verified = Verified {
+        objects_compared: true,
+        ..Verified::default()
+    };
     for snapshot in snapshots {
-        match disagreement(contents, snapshot) {
-            Some(damage) => verified.damage.push(damage),
-            None => {
-                let uid = snapshot.uid().unwrap_or_default();
-                let report = contents.repository().verify_snapshot(&uid).await.map_err(|e| failed(&e))?;
-                verified.add(contents, report);
-            }
+        if let Some(damage) = disagreement(contents, snapshot) {
+            verified.damage.push(damage);
+        } else {
+            let uid = snapshot.uid().unwrap_or_default();
+            let report = contents
+                .repository()
+                .verify_snapshot(&uid)
+                .await
+                .map_err(|e| failed(&e))?;
+            verified.add(contents, report);
         }
         done(snapshot);
     }

@@ -59,12 +59,11 @@ fn watch_failed(name: &str, failures: u32, error: watcher::Error) -> Result<()> 
         | watcher::Error::WatchStartFailed(source)
         | watcher::Error::WatchFailed(source) => source,
         watcher::Error::WatchError(status) => kube::Error::Api(status),
-        other => {
-            return if failures > 10 {
-                Err(Error::internal(format!("cannot {what}")).because(other.to_string()))
-            } else {
-                Ok(())
-            };
+        watcher::Error::NoResourceVersion if failures <= 10 => return Ok(()),
+        watcher::Error::NoResourceVersion => {
+            return Err(
+                Error::internal(format!("cannot {what}")).because("the server's answers have no resourceVersion")
+            );
         }
     };
     let error = cluster::Error::api(what, source);

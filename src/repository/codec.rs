@@ -93,11 +93,14 @@ pub(super) trait Write {
 
 impl Write for Vec<u8> {
     fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.push((value & 0x7f) as u8 | 0x80);
+        loop {
+            let [low, ..] = value.to_le_bytes();
             value >>= 7;
+            if value == 0 {
+                return self.push(low & 0x7f);
+            }
+            self.push(low | 0x80);
         }
-        self.push(value as u8);
     }
 
     fn text(&mut self, value: &str) {
@@ -112,11 +115,11 @@ impl Write for Vec<u8> {
 
 /// Maps signed differences to small unsigned numbers.
 pub(super) fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)) as u64
+    ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
 pub(super) fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
 #[cfg(test)]

@@ -119,9 +119,8 @@ impl Repository {
             loop {
                 let entry = match cursor.next().await {
                     Ok(Some((_, entry))) => entry,
-                    Ok(None) => break,
-                    // Deleted by another process while we walked it.
-                    Err(Error::SnapshotNotFound(_)) => break,
+                    // At the end, or deleted by another process while we walked it.
+                    Ok(None) | Err(Error::SnapshotNotFound(_)) => break,
                     Err(error) => return Err(error),
                 };
                 let shared = self.shared();

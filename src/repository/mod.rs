@@ -32,5 +32,6 @@ pub use self::{
     writer::Writer,
 };
 
-#[cfg(all(test, feature = "operator"))]
+#[cfg(test)]
+#[cfg(feature = "operator")]
 mod tests;

@@ -84,6 +84,11 @@ impl FrameGroup {
     pub(super) const MANIFEST: Self = Self(2 << 24);
     pub(super) const EXTRAS: Self = Self(3 << 24);
 
+    /// Content, beside, manifest or extras.
+    pub(super) fn class(self) -> u32 {
+        self.0 >> 24
+    }
+
     fn labelled(class: u32, group: &str, kind: &str) -> Self {
         let digest = Digest::of(format!("{group}/{kind}").as_bytes());
         let [a, b, c, ..] = *digest.as_bytes();
@@ -149,6 +154,10 @@ pub(super) struct Codecs {
     decompressors: Mutex<Vec<zstd::bulk::Decompressor<'static>>>,
 }
 
+/// What small frames and records are compressed against: words of Kubernetes objects and of the journal, so that the first object of a
+/// kind costs little. Part of format 1: never edit it, add another file for another format.
+const DICTIONARY: &[u8] = include_bytes!("dictionary-1.txt");
+
 /// Contexts kept for reuse; more exist only while more threads are at it.
 const KEPT: usize = 2;
 
@@ -165,7 +174,7 @@ impl Codecs {
         let failed = |e: std::io::Error| Error::Invalid(format!("zstd cannot compress at level {}: {e}", self.level));
         let pooled = lock(&self.compressors).pop();
         let mut compressor = pooled
-            .map_or_else(|| zstd::bulk::Compressor::new(self.level), Ok)
+            .map_or_else(|| zstd::bulk::Compressor::with_dictionary(self.level, DICTIONARY), Ok)
             .map_err(failed)?;
         let mut compressed = compressor.compress(raw).map_err(failed)?;
         compressed.shrink_to_fit();
@@ -180,7 +189,9 @@ impl Codecs {
     pub fn decompress(&self, compressed: &[u8], limit: usize) -> Decoded<Vec<u8>> {
         let failed = |e: std::io::Error| Malformed(format!("zstd: {e}"));
         let pooled = lock(&self.decompressors).pop();
-        let mut decompressor = pooled.map_or_else(zstd::bulk::Decompressor::new, Ok).map_err(failed)?;
+        let mut decompressor = pooled
+            .map_or_else(|| zstd::bulk::Decompressor::with_dictionary(DICTIONARY), Ok)
+            .map_err(failed)?;
         let raw = decompressor.decompress(compressed, limit).map_err(failed)?;
         let mut pool = lock(&self.decompressors);
         if pool.len() < KEPT {

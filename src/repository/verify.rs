@@ -106,6 +106,9 @@ impl Findings {
     }
 }
 
+/// The number of a pack's first chunk, and its frames.
+type Numbered = (u32, Vec<pack::Frame>);
+
 /// A verification on its way.
 struct Verification {
     repository: Repository,
@@ -308,7 +311,7 @@ impl Verification {
     }
 
     /// What the journal says of a pack, and where its chunks are numbered.
-    fn committed(&self, id: PackId) -> Option<(PackRecord, Option<(u32, Vec<pack::Frame>)>)> {
+    fn committed(&self, id: PackId) -> Option<(PackRecord, Option<Numbered>)> {
         let shared = self.repository.shared();
         let record = shared.state.packs.values().find(|pack| pack.id == id)?.clone();
         let loaded = shared.packs.iter().find(|pack| pack.id == id);
@@ -344,11 +347,8 @@ impl Verification {
         self.count(blob.len());
         let whole = check_pack(&record, &blob);
         self.findings.note(&name, whole)?;
-        let (first, frames) = match loaded {
-            Some(loaded) => loaded,
-            // Unreadable when the repository was opened; whoever needs its chunks finds them missing.
-            None => return Ok(()),
-        };
+        // Unreadable when the repository was opened; whoever needs its chunks finds them missing.
+        let Some((first, frames)) = loaded else { return Ok(()) };
         for frame in &frames {
             let piece = blob.get(frame.offset as usize..frame.offset as usize + frame.len as usize);
             let raw = self
@@ -416,15 +416,14 @@ impl Verification {
         let mut walked: HashMap<Vec<Digest>, (BTreeSet<String>, Option<SnapshotDigest>)> = HashMap::new();
         for record in records {
             let key: Vec<Digest> = record.segments.iter().map(|segment| segment.digest).collect();
-            let (mut blamed, digest) = match walked.get(&key) {
-                Some(known) => known.clone(),
-                None => {
-                    let verdict = self.walk(record).await?;
-                    // Only the newest verdict is kept: equal manifests are neighbours.
-                    walked.clear();
-                    walked.insert(key, verdict.clone());
-                    verdict
-                }
+            let (mut blamed, digest) = if let Some(known) = walked.get(&key) {
+                known.clone()
+            } else {
+                let verdict = self.walk(record).await?;
+                // Only the newest verdict is kept: equal manifests are neighbours.
+                walked.clear();
+                walked.insert(key, verdict.clone());
+                verdict
             };
             if let Some(digest) = &record.extras {
                 blamed.extend(self.blame(digest));

@@ -256,12 +256,12 @@ impl WriterInner {
                     break;
                 };
                 let mut taken = packer.open.remove(&group);
-                // Small rests of alike kinds compress better together.
+                // Small rests compress better together, but digests among text only spoil its code.
                 while let Some(frame) = &mut taken {
                     let Some((&next, more)) = packer.open.first_key_value() else {
                         break;
                     };
-                    if frame.len() + more.len() > FRAME_TARGET {
+                    if frame.group.class() != next.class() || frame.len() + more.len() > FRAME_TARGET {
                         break;
                     }
                     if let Some(more) = packer.open.remove(&next) {
@@ -298,10 +298,9 @@ impl WriterInner {
         let key = key_of(digest);
         let place = {
             let packer = lock(&self.packer);
-            let open = packer.open.values().chain(packer.closing.iter().map(AsRef::as_ref));
+            let mut open = packer.open.values().chain(packer.closing.iter().map(AsRef::as_ref));
             if packer.unplaced.contains(&key) {
-                open.filter_map(|frame| frame.chunk(&key))
-                    .next()
+                open.find_map(|frame| frame.chunk(&key))
                     .map(|bytes| Place::Here(Bytes::copy_from_slice(bytes)))
             } else {
                 packer
@@ -316,14 +315,13 @@ impl WriterInner {
             None => return self.repository.read_chunk(digest).await,
             Some(Place::Here(bytes)) => bytes,
             Some(Place::Frame(id, frame, slot, piece)) => {
-                let raw = match piece {
-                    Some(piece) => self.repository.unpack(id, &frame, &piece)?,
-                    None => {
-                        let raw = self.repository.frame(id, &frame).await?;
-                        raw.ok_or_else(|| Error::PackCondemned {
-                            what: format!("pack {id}"),
-                        })?
-                    }
+                let raw = if let Some(piece) = piece {
+                    self.repository.unpack(id, &frame, &piece)?
+                } else {
+                    let raw = self.repository.frame(id, &frame).await?;
+                    raw.ok_or_else(|| Error::PackCondemned {
+                        what: format!("pack {id}"),
+                    })?
                 };
                 pack::chunk_of(&raw, slot).map_err(|e| Error::corrupt(id.blob(), e.0))?
             }
@@ -389,7 +387,7 @@ impl WriterInner {
                 if raw == 0 {
                     0
                 } else {
-                    (u128::from(bytes) * u128::from(stored) / u128::from(raw)) as u64
+                    u64::try_from(u128::from(bytes) * u128::from(stored) / u128::from(raw)).unwrap_or(u64::MAX)
                 }
             }
         };

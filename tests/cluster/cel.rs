@@ -2,7 +2,7 @@
 //!
 //! `tests/cel/<kind>/accepted/*.yaml` must be admitted, `refused/*.yaml` must be refused with the text after `# expect:`.
 //! `# as:` names the user (the default is who writes that kind), and a pair `x.before.yaml`, `x.after.yaml` is an update:
-//! of the object, or, with `# via:`, of its `status`, or a `delete`.
+//! of the object, or, with `# via:`, of its `status`, by server-side `apply`, or a `delete`.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use kube::{
     Api, Client,
-    api::{DeleteParams, DynamicObject, PostParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
@@ -98,6 +98,7 @@ struct Case {
 enum Via {
     Object,
     Status,
+    Apply,
     Delete,
 }
 
@@ -112,6 +113,7 @@ impl Case {
         let via = match header("via").as_deref() {
             None => Via::Object,
             Some("status") => Via::Status,
+            Some("apply") => Via::Apply,
             Some("delete") => Via::Delete,
             Some(other) => bail!("{}: unknown way {other}", path.display()),
         };
@@ -265,6 +267,11 @@ impl Server {
         let api = self.api(case.user(), &case.object).await?;
         if case.via == Via::Delete {
             return answer(api.delete(case.name(), &DeleteParams::default()).await.map(drop));
+        }
+        if case.via == Via::Apply {
+            let params = PatchParams::apply("corpus").force();
+            let applied = api.patch(case.name(), &params, &Patch::Apply(&case.object)).await;
+            return answer(applied.map(drop));
         }
         let live = self.api("admin", &case.object).await?.get(case.name()).await?;
         let mut object = case.object.clone();

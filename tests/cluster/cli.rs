@@ -9,6 +9,8 @@ use testbed::{Cluster, ClusterOptions, Ran, User, wait_until};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::sync::OnceCell;
 
+use crate::support::{Installed, PATIENCE, Store};
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kubectl-backstep");
 const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crds");
 /// The value of a Secret that no output may ever hold.
@@ -580,4 +582,338 @@ async fn a_reader_that_goes_away_ends_the_output_quietly() -> Result<()> {
         "{status}: {errors}"
     );
     Ok(())
+}
+
+const SHOP: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: web, namespace: shop}
+data: {mode: v1, keep: "yes"}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers: [{name: app, image: "registry.example/web:1.8"}]
+"#;
+
+/// A running operator and a namespace `shop` that holds the canary.
+async fn shop(name: &str, store: Store) -> Result<Installed> {
+    let installed = Installed::start(name, store).await?;
+    let admin = User::admin();
+    installed.given(SHOP).await?;
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db", "namespace": "shop", "annotations": {"copy": CANARY}},
+        "stringData": {"password": CANARY},
+    });
+    // `kubectl apply` keeps the whole Secret in an annotation too.
+    installed.given(&secret.to_string()).await?;
+    let rollout = ["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"];
+    installed.cluster.kubectl(&admin, &rollout, None).await?.success()?;
+    for arguments in [
+        vec![
+            "create",
+            "clusterrole",
+            "snapshots",
+            "--verb=*",
+            "--resource=snapshots.backstep.dev",
+        ],
+        vec![
+            "create",
+            "rolebinding",
+            "team",
+            "-n",
+            "shop",
+            "--clusterrole=snapshots",
+            "--user=alice",
+        ],
+        vec![
+            "create",
+            "rolebinding",
+            "edit",
+            "-n",
+            "shop",
+            "--clusterrole=edit",
+            "--user=alice",
+        ],
+    ] {
+        installed.cluster.kubectl(&admin, &arguments, None).await?.success()?;
+    }
+    Ok(installed)
+}
+
+/// Runs the command line in `shop`; it must end with `code` and show no Secret value.
+async fn run(installed: &Installed, user: &User, arguments: &[&str], code: i32) -> Result<Ran> {
+    let ran = installed.cli(user, &[arguments, &["-n", "shop"]].concat()).await?;
+    for output in [&ran.stdout, &ran.stderr] {
+        ensure!(
+            !output.contains(CANARY) && !output.contains(CANARY_BASE64),
+            "{arguments:?} shows a Secret value: {ran}"
+        );
+    }
+    ensure!(
+        ran.status.code() == Some(code),
+        "`{}` was expected to exit with {code}: {ran}\n{}",
+        ran.command,
+        installed.log()
+    );
+    Ok(ran)
+}
+
+async fn patch(installed: &Installed, object: &str, patch: &str) -> Result<()> {
+    let arguments = ["patch", object, "-n", "shop", "--type=merge", "-p", patch];
+    installed
+        .cluster
+        .kubectl(&User::admin(), &arguments, None)
+        .await?
+        .success()
+        .map(drop)
+}
+
+#[tokio::test]
+async fn contents_are_shown_compared_and_exported_without_a_secret_value() -> Result<()> {
+    let installed = shop("cli-contents", Store::Secrets).await?;
+    let admin = User::admin();
+    let made = run(
+        &installed,
+        &admin,
+        &["snapshot", "create", "one", "--lineage", "shop", "--wait=60s"],
+        0,
+    )
+    .await?;
+    ensure!(made.stdout.contains("is ready: shop@1, "), "{made}");
+
+    let shown = run(&installed, &admin, &["snapshot", "show", "shop@1"], 0).await?;
+    for part in [
+        "ConfigMap",
+        "Deployment.apps",
+        "Secret",
+        "registry.example/web:1.8",
+        "Requested by:",
+        "admin",
+    ] {
+        ensure!(shown.stdout.contains(part), "{part} is missing: {shown}");
+    }
+    let map = run(
+        &installed,
+        &admin,
+        &["snapshot", "show", "one", "configmap/web", "-o", "json"],
+        0,
+    )
+    .await?
+    .json()?;
+    assert_eq!(map["data"], json!({"mode": "v1", "keep": "yes"}));
+    let hidden = run(&installed, &admin, &["snapshot", "show", "one", "Secret/db"], 0).await?;
+    ensure!(hidden.stdout.contains("password: <hidden>"), "{hidden}");
+    let revealed = installed
+        .cli(
+            &admin,
+            &["snapshot", "show", "one", "Secret/db", "--reveal-secrets", "-n", "shop"],
+        )
+        .await?;
+    ensure!(revealed.stdout.contains(CANARY_BASE64), "{revealed}");
+    run(&installed, &admin, &["snapshot", "show", "one", "ConfigMap/nothing"], 3).await?;
+
+    run(&installed, &admin, &["snapshot", "diff", "one", "--against", "live"], 0).await?;
+    patch(&installed, "configmap/web", r#"{"data":{"mode":"v2"}}"#).await?;
+    patch(
+        &installed,
+        "secret/db",
+        r#"{"stringData":{"password":"canary-9f8e7d6c-rotated"}}"#,
+    )
+    .await?;
+    let live = run(&installed, &admin, &["snapshot", "diff", "one", "--against", "live"], 1).await?;
+    ensure!(live.stdout.contains(r#"~ data.mode: "v1" → "v2""#), "{live}");
+    ensure!(
+        live.stdout.contains("data.password: changed (Secret value, hidden)"),
+        "{live}"
+    );
+    ensure!(live.stdout.contains("0 added, 0 removed, 2 changed"), "{live}");
+    run(
+        &installed,
+        &admin,
+        &["snapshot", "create", "two", "--lineage", "shop", "--wait=60s"],
+        0,
+    )
+    .await?;
+    run(
+        &installed,
+        &admin,
+        &["snapshot", "diff", "shop@2", "--against", "live"],
+        0,
+    )
+    .await?;
+    run(&installed, &admin, &["snapshot", "diff", "one", "one"], 0).await?;
+    for format in ["wide", "yaml", "name"] {
+        run(&installed, &admin, &["snapshot", "diff", "one", "two", "-o", format], 1).await?;
+    }
+    let summary = run(&installed, &admin, &["snapshot", "diff", "one", "two", "--summary"], 1).await?;
+    ensure!(!summary.stdout.contains("data.mode"), "{summary}");
+    let json = run(&installed, &admin, &["snapshot", "diff", "one", "two", "-o", "json"], 1).await?;
+    let json: Value = serde_json::from_str(&json.stdout)?;
+    assert_eq!(
+        (json["changed"].clone(), json["added"].clone()),
+        (json!(2), json!(0)),
+        "{json:#}"
+    );
+
+    let stream = run(&installed, &admin, &["snapshot", "export", "one"], 0).await?;
+    ensure!(
+        stream.stderr.contains("The values of 1 Secrets are <hidden>"),
+        "{stream}"
+    );
+    let included = installed
+        .cli(
+            &admin,
+            &["snapshot", "export", "one", "-n", "shop", "--secrets", "include"],
+        )
+        .await?;
+    ensure!(included.stdout.contains(CANARY_BASE64), "{included}");
+    // What was exported is what the API server takes.
+    let check = ["apply", "--dry-run=server", "-n", "shop", "-f", "-"];
+    installed
+        .cluster
+        .kubectl(&admin, &check, Some(&included.stdout))
+        .await?
+        .success()?;
+    let files = tempfile::tempdir()?;
+    let (directory, archive) = (files.path().join("out"), files.path().join("out.tar"));
+    let (directory, archive) = (directory.to_str().context("path")?, archive.to_str().context("path")?);
+    run(
+        &installed,
+        &admin,
+        &["snapshot", "export", "one", "--output", directory],
+        0,
+    )
+    .await?;
+    let written = std::fs::read_to_string(format!("{directory}/secrets/db.yaml"))?;
+    ensure!(
+        !written.contains(CANARY) && !written.contains(CANARY_BASE64),
+        "{written}"
+    );
+    run(
+        &installed,
+        &admin,
+        &["snapshot", "export", "one", "--output", directory],
+        8,
+    )
+    .await?;
+    run(
+        &installed,
+        &admin,
+        &["snapshot", "export", "one", "--output", archive, "--format", "json"],
+        0,
+    )
+    .await?;
+    ensure!(std::fs::metadata(archive)?.len() > 1024);
+
+    run(&installed, &admin, &["snapshot", "verify", "one", "two"], 0).await?;
+    let all = run(&installed, &admin, &["snapshot", "verify", "--all", "-o", "json"], 0)
+        .await?
+        .json()?;
+    assert_eq!(
+        (
+            all["damage"].clone(),
+            all["snapshots"].clone(),
+            all["objectsCompared"].clone()
+        ),
+        (json!([]), json!(2), json!(true))
+    );
+    installed.cluster.stop().await
+}
+
+#[tokio::test]
+async fn who_may_not_read_the_store_is_told_so_and_still_sees_the_status() -> Result<()> {
+    let installed = shop("cli-rights", Store::Secrets).await?;
+    run(&installed, &alice(), &["snapshot", "create", "mine", "--wait=60s"], 0).await?;
+    let shown = run(&installed, &alice(), &["snapshot", "show", "mine"], 0).await?;
+    ensure!(
+        shown.stdout.contains("alice") && shown.stderr.contains("The objects are not shown"),
+        "{shown}"
+    );
+    for arguments in [
+        vec!["snapshot", "show", "mine", "ConfigMap/web"],
+        vec!["snapshot", "diff", "mine", "--against", "live"],
+        vec!["snapshot", "export", "mine"],
+        vec!["snapshot", "verify", "mine"],
+    ] {
+        let refused = run(&installed, &alice(), &arguments, 4).await?;
+        ensure!(
+            refused.stdout.is_empty() && refused.stderr.contains("ask an administrator"),
+            "{refused}"
+        );
+    }
+    let healthy = run(&installed, &User::admin(), &["doctor"], 0).await?;
+    ensure!(!healthy.stdout.contains("FAIL"), "{healthy}");
+    let status = run(&installed, &User::admin(), &["status", "-o", "json"], 0)
+        .await?
+        .json()?;
+    assert_eq!(status["operator"]["known"]["running"], json!(true), "{status:#}");
+    assert_eq!(status["repository"]["known"]["snapshots"], json!(1), "{status:#}");
+    installed.cluster.stop().await
+}
+
+#[tokio::test]
+async fn a_moved_tag_is_a_difference_though_nothing_was_edited() -> Result<()> {
+    let installed = shop("cli-images", Store::Secrets).await?;
+    let admin = User::admin();
+    run(&installed, &admin, &["snapshot", "create", "before", "--wait=60s"], 0).await?;
+    let moved = format!("sha256:{}", "5c".repeat(32));
+    installed.cluster.move_tag("registry.example/web:1.8", &moved)?;
+    installed
+        .cluster
+        .kubectl(&admin, &["rollout", "restart", "deployment/web", "-n", "shop"], None)
+        .await?
+        .success()?;
+    let rollout = ["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"];
+    installed.cluster.kubectl(&admin, &rollout, None).await?.success()?;
+    let differs = wait_until(PATIENCE, "the moved image", async || {
+        let ran = installed
+            .cli(
+                &admin,
+                &["snapshot", "diff", "before", "--against", "live", "-n", "shop"],
+            )
+            .await?;
+        if ran.status.code() == Some(1) {
+            Ok(Some(ran))
+        } else {
+            Err(anyhow::anyhow!("{ran}"))
+        }
+    })
+    .await?;
+    ensure!(
+        differs.stdout.contains("~ image of Deployment") && differs.stdout.contains(&moved),
+        "{differs}"
+    );
+    ensure!(differs.stdout.contains("0 added, 0 removed, 0 changed"), "{differs}");
+    installed.cluster.stop().await
+}
+
+#[tokio::test]
+async fn damage_in_the_store_is_found_and_named() -> Result<()> {
+    let installed = shop("cli-damage", Store::Directory).await?;
+    let admin = User::admin();
+    run(&installed, &admin, &["snapshot", "create", "one", "--wait=60s"], 0).await?;
+    run(&installed, &admin, &["snapshot", "verify", "--all"], 0).await?;
+    let packs = installed.store_directory().join("packs");
+    let pack = std::fs::read_dir(&packs)?.next().context("no pack")??.path();
+    let mut bytes = std::fs::read(&pack)?;
+    bytes[100] ^= 0x10;
+    std::fs::remove_file(&pack)?;
+    std::fs::write(&pack, bytes)?;
+    let found = run(&installed, &admin, &["snapshot", "verify", "--all"], 6).await?;
+    ensure!(
+        found.stdout.contains("DAMAGED") && found.stdout.contains("affects shop/one (default@1)"),
+        "{found}"
+    );
+    run(&installed, &admin, &["snapshot", "verify", "one"], 6).await?;
+    installed.cluster.stop().await
 }

@@ -31,7 +31,7 @@ pub struct Options {
     /// The first snapshot: NAME, LINEAGE@VERSION or tag:NAME
     #[arg(value_name = "SNAPSHOT", value_parser = super::reference)]
     old: Reference,
-    /// The second snapshot; without it what is live
+    /// The second snapshot; or pass `--against live`
     #[arg(value_name = "OTHER", value_parser = super::reference)]
     new: Option<Reference>,
     /// What to compare with when no second snapshot is named

@@ -77,7 +77,7 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         Target::Directory(options.output.clone())
     };
     let written = export::export(&contents, &manifest, target, format, reveal, |count| {
-        bar.set_position(count)
+        bar.set_position(count);
     })
     .await;
     bar.finish_and_clear();

@@ -26,7 +26,15 @@ pub(super) async fn step(step: Step, observed: Observed, snapshot: &Arc<Snapshot
     let mut outcome = Outcome { status: observed.status, requeue: None, event: None, then: Then::Nothing };
     let status = &mut outcome.status;
     match step {
-        Step::Rest(again) => outcome.requeue = again,
+        Step::Rest(again) => {
+            if status.phase == Some(SnapshotPhase::Ready) {
+                let damaged = context.store.is_damaged(&snapshot.uid().unwrap_or_default());
+                if status::verified(status, generation, !damaged) && damaged {
+                    outcome.event = Some((true, reasons::CORRUPT, "Verify", status::DAMAGED.into()));
+                }
+            }
+            outcome.requeue = again;
+        }
         Step::Wait { reason, message, stalled, again } => {
             status.phase.get_or_insert(SnapshotPhase::Pending);
             if stalled {

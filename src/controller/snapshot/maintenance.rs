@@ -32,13 +32,21 @@ struct Uid {
 /// Sweeps and tidies every `--maintenance-interval`, the first time right after the start.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut missing_since: HashMap<String, Instant> = HashMap::new();
+    let mut verified = Instant::now();
     loop {
         let interval = match context.store.repository() {
             Ok(repository) => {
                 tidy(&context, &repository, &mut missing_since).await;
-                context.options.maintenance_interval
+                if verified.elapsed() >= context.options.verify_interval {
+                    verify(&context, &repository).await;
+                    verified = Instant::now();
+                }
+                context.options.maintenance_interval.min(context.options.verify_interval)
             }
-            Err(_) => std::time::Duration::from_millis(500),
+            Err((_, corrupt)) => {
+                context.metrics.repository_corrupt.set(i64::from(corrupt));
+                std::time::Duration::from_millis(500)
+            }
         };
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
@@ -68,6 +76,25 @@ async fn tidy(context: &Context, repository: &Repository, missing_since: &mut Ha
         Err(error) => tracing::warn!(%error, "the repository cannot be tidied"),
     }
     show_usage(context, repository);
+}
+
+/// Reads every stored byte, and says on each affected Snapshot what was found.
+async fn verify(context: &Context, repository: &Repository) {
+    let report = match repository.verify(|_| {}).await {
+        Ok(report) => report,
+        Err(error) => return tracing::warn!(%error, "the repository cannot be verified"),
+    };
+    context.metrics.repository_corrupt.set(i64::from(!report.is_clean()));
+    let mut damaged = HashSet::new();
+    for finding in &report.findings {
+        tracing::error!(blob = finding.blob, problems = finding.problems.join("; "), snapshots = finding.snapshots.len(), "the repository is damaged");
+        damaged.extend(finding.snapshots.iter().cloned());
+    }
+    for uid in context.store.set_damaged(damaged) {
+        if let Some(record) = repository.snapshot(&uid) {
+            context.captures.look_again(&record.namespace, &record.name);
+        }
+    }
 }
 
 /// Brings the gauges up to date.

@@ -126,6 +126,12 @@ impl Captures {
         }
     }
 
+    /// Has the Snapshot looked at again.
+    pub fn look_again(&self, namespace: &str, name: &str) {
+        // The receiver lives as long as the operator.
+        let _ = self.ended.send((namespace.to_owned(), name.to_owned()));
+    }
+
     /// How many wait.
     pub fn waiting(&self) -> usize {
         self.lock().values().filter(|e| matches!(e, Entry::Waiting(_))).count()

@@ -87,6 +87,21 @@ pub(super) fn stalled(status: &mut SnapshotStatus, generation: Option<i64>, reas
     condition(status, generation, conditions::STALLED, Some(true), reason, message);
 }
 
+/// What a damaged snapshot says.
+pub(super) const DAMAGED: &str = "stored contents are missing or do not match their digests; nothing is restored from them. \
+     `kubectl backstep snapshot verify` names what is damaged; bring it back from a backup of the store, or take a new Snapshot";
+
+/// Whether the contents match their digests. Returns whether that changed.
+pub(super) fn verified(status: &mut SnapshotStatus, generation: Option<i64>, good: bool) -> bool {
+    let (reason, message) = if good {
+        (reasons::DIGESTS_MATCH, "what was written was read back and matches its digests")
+    } else {
+        (reasons::CORRUPT, DAMAGED)
+    };
+    let new = NewCondition { type_: conditions::VERIFIED, status: Some(good), reason: reason.into(), message: message.into() };
+    conditions::set(&mut status.conditions, &new, generation, &clock::now_time())
+}
+
 /// Everything of a committed snapshot.
 pub(super) fn ready(
     status: &mut SnapshotStatus,
@@ -121,14 +136,7 @@ pub(super) fn ready(
     condition(status, generation, conditions::READY, Some(true), reasons::CAPTURED, &message);
     conditions::remove(&mut status.conditions, conditions::RECONCILING);
     conditions::remove(&mut status.conditions, conditions::STALLED);
-    condition(
-        status,
-        generation,
-        conditions::VERIFIED,
-        Some(true),
-        reasons::DIGESTS_MATCH,
-        "what was written was read back and matches its digests",
-    );
+    verified(status, generation, true);
 }
 
 fn expires_at(spec: &SnapshotSpec, from: Timestamp) -> Option<Timestamp> {

@@ -145,7 +145,7 @@ fn died(key: &str) -> crate::repository::Error {
         operation: "write",
         key,
     }
-    .failed("the process died", false)
+    .failed(&"the process died", false)
 }
 
 #[async_trait]

@@ -3,7 +3,8 @@
 pub mod object_store;
 pub mod secrets;
 
-#[cfg(all(test, feature = "operator"))]
+#[cfg(test)]
+#[cfg(feature = "operator")]
 pub mod fault;
 
 use std::{fmt::Debug, ops::Range, time::Duration};
@@ -71,7 +72,7 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    pub fn failed(&self, reason: impl ToString, transient: bool) -> Error {
+    pub fn failed(&self, reason: &dyn ToString, transient: bool) -> Error {
         Error::Backend {
             backend: self.backend.to_owned(),
             operation: self.operation,
@@ -82,7 +83,7 @@ impl Call<'_> {
         }
     }
 
-    pub fn forbidden(&self, reason: impl ToString) -> Error {
+    pub fn forbidden(&self, reason: &dyn ToString) -> Error {
         Error::Forbidden {
             backend: self.backend.to_owned(),
             operation: self.operation,
@@ -102,7 +103,7 @@ impl Call<'_> {
             async move {
                 tokio::time::timeout(CALL_DEADLINE, one)
                     .await
-                    .unwrap_or_else(|_| Err(self.failed(format!("no answer within {CALL_DEADLINE:?}"), true)))
+                    .unwrap_or_else(|_| Err(self.failed(&format!("no answer within {CALL_DEADLINE:?}"), true)))
             }
         };
         let policy = ExponentialBuilder::default()
@@ -116,6 +117,6 @@ impl Call<'_> {
             .adjust(|error: &Error, delay| delay.map(|d| error.retry_after().map_or(d, |asked| asked.max(d))));
         tokio::time::timeout(TOTAL_DEADLINE, all)
             .await
-            .unwrap_or_else(|_| Err(self.failed(format!("no success within {TOTAL_DEADLINE:?}"), true)))
+            .unwrap_or_else(|_| Err(self.failed(&format!("no success within {TOTAL_DEADLINE:?}"), true)))
     }
 }

@@ -39,13 +39,13 @@ impl ObjectStoreBackend {
         };
         let path = match location.strip_prefix("file://") {
             Some(path) if path.starts_with('/') => PathBuf::from(path),
-            Some(_) => return Err(call.failed("a file URL is written `file:///absolute/path`", false)),
+            Some(_) => return Err(call.failed(&"a file URL is written `file:///absolute/path`", false)),
             None => PathBuf::from(location),
         };
-        std::fs::create_dir_all(&path).map_err(|e| call.failed(e, false))?;
-        let path = path.canonicalize().map_err(|e| call.failed(e, false))?;
+        std::fs::create_dir_all(&path).map_err(|e| call.failed(&e, false))?;
+        let path = path.canonicalize().map_err(|e| call.failed(&e, false))?;
         let store = LocalFileSystem::new_with_prefix(&path)
-            .map_err(|e| call.failed(e, false))?
+            .map_err(|e| call.failed(&e, false))?
             .with_fsync(true);
         Ok(Self {
             store: Arc::new(store),
@@ -170,7 +170,7 @@ impl Backend for ObjectStoreBackend {
                 .into_iter()
                 .map(|meta| {
                     let modified =
-                        Timestamp::from_second(meta.last_modified.timestamp()).map_err(|e| call.failed(e, false))?;
+                        Timestamp::from_second(meta.last_modified.timestamp()).map_err(|e| call.failed(&e, false))?;
                     Ok(BlobInfo {
                         key: meta.location.to_string(),
                         size: meta.size,
@@ -200,8 +200,8 @@ impl Backend for ObjectStoreBackend {
         let call = self.call("delete", "staged files");
         tokio::task::spawn_blocking(move || sweep_staged(&directory, older_than))
             .await
-            .map_err(|e| call.failed(e, true))?
-            .map_err(|e| call.failed(e, true))
+            .map_err(|e| call.failed(&e, true))?
+            .map_err(|e| call.failed(&e, true))
     }
 
     fn quota(&self) -> Option<u64> {

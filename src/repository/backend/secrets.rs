@@ -329,7 +329,7 @@ fn failure(call: &Call<'_>, error: kube::Error) -> Error {
     let mut failed = match status.code {
         // A ResourceQuota refuses with 403; only the text tells it from a missing right.
         403 if status.message.contains("exceeded quota") => call.failed(
-            format!(
+            &format!(
                 "{}; raise the ResourceQuota of the operator's namespace",
                 status.message
             ),
@@ -337,7 +337,7 @@ fn failure(call: &Call<'_>, error: kube::Error) -> Error {
         ),
         401 | 403 => call.forbidden(&status.message),
         413 => call.failed(
-            format!(
+            &format!(
                 "{}; the API server takes less than usual, raise its request limit",
                 status.message
             ),

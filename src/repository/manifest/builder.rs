@@ -396,28 +396,27 @@ impl ManifestBuilder {
         let mut cursor = Cursor::of(&self.writer.repository, &previous, true);
         while let Some((kind, entry)) = cursor.next().await? {
             let id = (kind.group.clone(), kind.kind.clone());
-            if !self.by_id.contains_key(&id) {
-                let header = kind.clone();
-                let at = self.states.len();
-                self.buffer.lock().await.kinds.push(header.clone());
-                self.states.push(KindState {
-                    header,
-                    last: None,
-                    walk: None,
-                    same_header: true,
-                });
-                self.by_id.insert(id, at);
-                let at = u32::try_from(at).unwrap_or(u32::MAX);
-                self.remove(at, &entry).await?;
-                while let Some((next, entry)) = cursor.next().await? {
-                    if next.group != kind.group || next.kind != kind.kind {
-                        cursor.seek((&next.group, &next.kind, &entry.name)).await?;
-                        break;
-                    }
-                    self.remove(at, &entry).await?;
-                }
-            } else {
+            if self.by_id.contains_key(&id) {
                 cursor.seek((&kind.group, &kind.kind, AFTER_ALL_NAMES)).await?;
+                continue;
+            }
+            let at = self.states.len();
+            self.buffer.lock().await.kinds.push(kind.clone());
+            self.states.push(KindState {
+                header: kind.clone(),
+                last: None,
+                walk: None,
+                same_header: true,
+            });
+            self.by_id.insert(id, at);
+            let at = u32::try_from(at).unwrap_or(u32::MAX);
+            self.remove(at, &entry).await?;
+            while let Some((next, entry)) = cursor.next().await? {
+                if next.group != kind.group || next.kind != kind.kind {
+                    cursor.seek((&next.group, &next.kind, &entry.name)).await?;
+                    break;
+                }
+                self.remove(at, &entry).await?;
             }
         }
         Ok(())

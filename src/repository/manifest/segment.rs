@@ -80,6 +80,7 @@ impl Revision {
 
 /// What a row says about its entry; `None` = as below.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::option_option, reason = "not said, said to be none, said to be this")]
 pub(in crate::repository) struct Row {
     pub kind: u32,
     pub name: Box<str>,

@@ -27,7 +27,7 @@ fn churn(state: &mut Objects, round: u64) {
 async fn unchanged_costs_four_kibibytes_and_one_percent_three_percent() {
     let backend = counting(&memory());
     let repository = Repository::open(backend.clone(), options()).await.unwrap();
-    let mut state = realistic_namespace(3000, 0);
+    let mut state = realistic_namespace(5000, 0);
     let logical: usize = state.values().map(Vec::len).sum();
     capture(&repository, "u0", "shop", &state).await.unwrap();
     let first = put(&backend);
@@ -44,10 +44,12 @@ async fn unchanged_costs_four_kibibytes_and_one_percent_three_percent() {
         worst = worst.max(cost);
         total += cost;
     }
-    let percent = |bytes: usize| 100.0 * bytes as f64 / first as f64;
+    let ratio =
+        |part: usize, whole: usize| f64::from(u32::try_from(part).unwrap()) / f64::from(u32::try_from(whole).unwrap());
+    let percent = |bytes: usize| 100.0 * ratio(bytes, first);
     println!(
         "normalised {logical}, stored {first} ({:.1}x), same {same}, 1 % at most {:.2} %, 30 versions {:.1} %",
-        logical as f64 / first as f64,
+        ratio(logical, first),
         percent(worst),
         percent(total)
     );
@@ -67,10 +69,8 @@ async fn one_object_is_restored_with_three_small_reads() {
     let repository = Repository::open(backend.clone(), options()).await.unwrap();
     for seed in [0, 1501, 2999] {
         repository.drop_frames();
-        (
-            backend.gets.store(0, Ordering::SeqCst),
-            backend.got_bytes.store(0, Ordering::SeqCst),
-        );
+        backend.gets.store(0, Ordering::SeqCst);
+        backend.got_bytes.store(0, Ordering::SeqCst);
         let (kind_name, content) = realistic(seed, 0);
         let manifest = repository.manifest("u1").await.unwrap();
         let (_, entry) = manifest
@@ -113,4 +113,80 @@ async fn packs_are_about_four_mebibytes() {
     assert_eq!(sizes.len(), 3, "{sizes:?}");
     assert!(sizes.iter().all(|size| *size < (4 << 20) + (256 << 10)), "{sizes:?}");
     assert_eq!(contents(&repository, "u1").await.unwrap(), state);
+}
+
+/// Not a test: prints where the bytes go, for tuning.
+#[tokio::test]
+#[ignore = "prints figures at scale"]
+async fn breakdown() {
+    let count: u64 = std::env::var("OBJECTS").map_or(3000, |n| n.parse().unwrap());
+    let level: i32 = std::env::var("LEVEL").map_or(3, |n| n.parse().unwrap());
+    let backend = counting(&memory());
+    let repository = Repository::open(
+        backend.clone(),
+        Options {
+            compression_level: level,
+            ..options()
+        },
+    )
+    .await
+    .unwrap();
+    let mut state = realistic_namespace(count, 0);
+    let mut total = 0;
+    for round in 0..30 {
+        if round > 0 {
+            churn(&mut state, round);
+        }
+        let begun = std::time::Instant::now();
+        capture(&repository, &format!("u{round}"), "shop", &state)
+            .await
+            .unwrap();
+        let took = begun.elapsed();
+        let cost = put(&backend);
+        total += cost;
+        if round < 3 || round == 29 {
+            let shared = repository.shared();
+            let mut classes = std::collections::BTreeMap::<u32, (u32, u32, u32)>::new();
+            for frame in shared
+                .packs
+                .iter()
+                .filter(|p| round == 0 || p.id == shared.packs.last().unwrap().id)
+                .flat_map(|p| &p.frames)
+            {
+                let class = classes.entry(frame.group.0 >> 24).or_default();
+                *class = (class.0 + frame.chunks, class.1 + frame.raw, class.2 + frame.len);
+            }
+            println!(
+                "{round}: {cost} bytes in {took:?}; class: (chunks, raw, compressed) {classes:?}; journal {}",
+                shared.journal_bytes
+            );
+        }
+    }
+    println!("total {total}");
+}
+
+/// Not a test: prints what a compression level costs.
+#[tokio::test]
+#[ignore = "prints figures"]
+async fn levels() {
+    let state = realistic_namespace(6000, 0);
+    let mut sorted: Vec<_> = state.iter().collect();
+    sorted.sort();
+    let mut frames = vec![Vec::new()];
+    for (_, content) in sorted {
+        if frames.last().unwrap().len() > 128 << 10 {
+            frames.push(Vec::new());
+        }
+        frames.last_mut().unwrap().extend_from_slice(content);
+    }
+    for level in 1..=10 {
+        let codecs = super::super::pack::Codecs::new(level);
+        codecs.compress(&frames[0]).unwrap();
+        let begun = std::time::Instant::now();
+        let bytes: usize = frames.iter().map(|frame| codecs.compress(frame).unwrap().len()).sum();
+        println!(
+            "level {level}: {bytes} bytes, {:.2} µs an object",
+            begun.elapsed().as_secs_f64() * 1e6 / 6000.0
+        );
+    }
 }

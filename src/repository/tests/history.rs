@@ -198,13 +198,11 @@ async fn a_newer_resource_version_alone_costs_a_row_and_keeps_the_digest() {
     let before = repository.usage().stored_bytes;
     let writer = repository.writer().await.unwrap();
     let mut builder = writer.manifest(Some(&one)).await.unwrap();
-    let mut seen = 0;
-    for (kind_name, name) in state.keys() {
+    for (seen, (kind_name, name)) in state.keys().enumerate() {
         let mut entry = builder.previous_entry(&kind(kind_name), name).await.unwrap().unwrap();
         if seen == 7 {
             entry.resource_version = "99999999".to_owned();
         }
-        seen += 1;
         builder.add(&kind(kind_name), entry).await.unwrap();
     }
     builder.set_extras(serde_json::json!({"images": []}));

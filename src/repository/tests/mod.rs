@@ -161,7 +161,7 @@ fn realistic(seed: u64, generation: u64) -> (String, Vec<u8>) {
         state
     };
     let name = format!("app-{seed:05}");
-    let json = if seed % 3 == 0 {
+    let json = if seed.is_multiple_of(3) {
         serde_json::json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": {"name": name, "labels": {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "shop", "team": "payments"}},
@@ -171,7 +171,7 @@ fn realistic(seed: u64, generation: u64) -> (String, Vec<u8>) {
                 "template": {"metadata": {"labels": {"app.kubernetes.io/name": name, "team": "payments"}},
                     "spec": {"containers": [{"name": "app", "image": format!("registry.example.com/shop/app:{}.{}", random() % 9, random() % 99),
                         "ports": [{"containerPort": 8080, "protocol": "TCP"}], "imagePullPolicy": "IfNotPresent",
-                        "env": [{"name": "LEVEL", "value": "info"}, {"name": "ID", "value": format!("{:08x}", random() as u32)}],
+                        "env": [{"name": "LEVEL", "value": "info"}, {"name": "ID", "value": format!("{:08x}", random() >> 32)}],
                         "resources": {"requests": {"cpu": format!("{}m", random() % 900), "memory": "128Mi"}},
                         "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}],
                         "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler", "terminationGracePeriodSeconds": 30}}}
@@ -185,7 +185,12 @@ fn realistic(seed: u64, generation: u64) -> (String, Vec<u8>) {
         })
     };
     (
-        if seed % 3 == 0 { "Deployment" } else { "ConfigMap" }.to_owned(),
+        if seed.is_multiple_of(3) {
+            "Deployment"
+        } else {
+            "ConfigMap"
+        }
+        .to_owned(),
         serde_json::to_vec(&json).unwrap(),
     )
 }

@@ -9,7 +9,11 @@ fn backend(api: &Arc<FakeApi>, quota: u64) -> SecretsBackend {
 }
 
 fn big(byte: u8, len: usize) -> Vec<Bytes> {
-    let whole = Bytes::from((0..len).map(|at| byte ^ (at / 1000) as u8).collect::<Vec<_>>());
+    let whole = Bytes::from(
+        (0..len)
+            .map(|at| byte ^ u8::try_from(at / 1000 % 256).unwrap())
+            .collect::<Vec<_>>(),
+    );
     vec![whole.slice(..len / 3), whole.slice(len / 3..)]
 }
 
@@ -98,7 +102,7 @@ async fn refusals_of_the_api_server_have_their_type_and_waits_are_honoured() {
     secrets.list("").await.unwrap();
     let refuse = |code: u16, message: &str| {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": "R",
-            "message": message, "details": {"retryAfterSeconds": if code == 429 { 1 } else { 0 }}});
+            "message": message, "details": {"retryAfterSeconds": i32::from(code == 429)}});
         api.refuse.lock().unwrap().push(status);
     };
     refuse(403, "secrets is forbidden: User cannot list");
