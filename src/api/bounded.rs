@@ -7,9 +7,9 @@ use super::snapshot::{ImageStatus, SkipCount, SnapshotStatus};
 /// Most rows of any list in a status.
 pub const MAX_ROWS: usize = 16;
 /// Most bytes of JSON that `images` of a Snapshot takes: the whole status stays under 2 KiB at the median.
-pub const IMAGE_BYTES: usize = 768;
+pub const IMAGE_BYTES: usize = 640;
 /// Most bytes of JSON that `skipped` of a Snapshot takes.
-pub const SKIPPED_BYTES: usize = 512;
+pub const SKIPPED_BYTES: usize = 384;
 
 /// The first rows that fit into [`MAX_ROWS`] and `bytes` of JSON, at least one, and how many were left out.
 pub fn bounded<T: Serialize>(rows: impl IntoIterator<Item = T>, bytes: usize) -> (Vec<T>, Option<i32>) {

@@ -37,36 +37,28 @@ pub fn set(conditions: &mut Vec<Condition>, new: &NewCondition, generation: Opti
         Some(false) => "False",
         None => "Unknown",
     };
-    match conditions.iter_mut().find(|c| c.type_ == new.type_) {
-        Some(c) => {
-            let same = c.status == status
-                && c.reason == new.reason
-                && c.message == new.message
-                && c.observed_generation == generation;
-            if same {
-                return false;
-            }
-            if c.status != status {
-                status.clone_into(&mut c.status);
-                c.last_transition_time = now.clone();
-            }
-            c.reason.clone_from(&new.reason);
-            c.message.clone_from(&new.message);
-            c.observed_generation = generation;
-            true
-        }
-        None => {
-            conditions.push(Condition {
-                type_: new.type_.to_owned(),
-                status: status.to_owned(),
-                reason: new.reason.clone(),
-                message: new.message.clone(),
-                observed_generation: generation,
-                last_transition_time: now.clone(),
-            });
-            true
-        }
+    let Some(c) = conditions.iter_mut().find(|c| c.type_ == new.type_) else {
+        conditions.push(Condition {
+            type_: new.type_.to_owned(),
+            status: status.to_owned(),
+            reason: new.reason.clone(),
+            message: new.message.clone(),
+            observed_generation: generation,
+            last_transition_time: now.clone(),
+        });
+        return true;
+    };
+    if c.status == status && c.reason == new.reason && c.message == new.message && c.observed_generation == generation {
+        return false;
     }
+    if c.status != status {
+        status.clone_into(&mut c.status);
+        c.last_transition_time = now.clone();
+    }
+    c.reason.clone_from(&new.reason);
+    c.message.clone_from(&new.message);
+    c.observed_generation = generation;
+    true
 }
 
 /// Removes the condition `type_`. Returns whether it was there.

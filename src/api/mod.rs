@@ -1,5 +1,8 @@
 //! The kinds of `backstep.dev/v1alpha1` as users write them. CRDs are generated from here.
 
+// Two printer columns of one type are no mistake, and the lint looks into `#[kube(…)]`.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod approval_decision;
 pub mod approval_policy;
 pub mod approval_request;

@@ -76,3 +76,24 @@ pub const NOT_PULLABLE_DIGEST: &str = "NotPullableDigest";
 pub const NO_MATCHING_POLICY: &str = "NoMatchingPolicy";
 /// Policy: it can never be met.
 pub const UNSATISFIABLE: &str = "Unsatisfiable";
+
+/// Rollback: the target names no Snapshot, version, tag or time that there is.
+pub const TARGET_NOT_FOUND: &str = "TargetNotFound";
+/// Rollback: the target is not Ready.
+pub const TARGET_NOT_READY: &str = "TargetNotReady";
+/// Rollback: two Ready Snapshots carry the tag.
+pub const TARGET_AMBIGUOUS: &str = "TargetAmbiguous";
+/// Rollback: live and snapshot are compared.
+pub const PLANNING: &str = "Planning";
+/// Rollback: the plan is made and nothing stands in its way; final for a dry run.
+pub const PLANNED: &str = "Planned";
+/// Rollback: something stands in the way; the plan lists all of it.
+pub const PREFLIGHT_FAILED: &str = "PreflightFailed";
+/// Rollback: the request selects no object of the snapshot.
+pub const NOTHING_SELECTED: &str = "NothingSelected";
+/// Rollback: Flux or Argo CD owns what would be written; the message names the owner.
+pub const GITOPS_MANAGED: &str = "GitOpsManaged";
+/// Rollback: `spec.suspend` holds it.
+pub const SUSPENDED: &str = "Suspended";
+/// Rollback: withdrawn.
+pub const CANCELLED: &str = "Cancelled";

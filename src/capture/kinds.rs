@@ -6,13 +6,17 @@ use kube::Client;
 
 use crate::{
     api::snapshot::Component,
-    cluster::{self, crds::CrdCatalog, discovery, list::Collection},
+    cluster::{self, call, crds::CrdCatalog, discovery, list::Collection},
     domain::{
         component,
         object::{KindInfo, ListShape},
-        snapshot::{KindRule, Verdict, resource_verdict},
+        snapshot::{KindRule, Selection, Verdict, resource_verdict},
     },
 };
+
+/// Raise it whenever the same stored object gives other content than before: normalisation, the lists of a built-in kind, which
+/// Secrets are never captured. Contents of earlier snapshots are not reused across it.
+const REVISION: u32 = 1;
 
 /// A served kind that may belong to a snapshot.
 #[derive(Clone, Debug)]
@@ -27,6 +31,9 @@ pub struct WantedKind {
     pub rule: KindRule,
     /// Which of its lists are keyed.
     pub shape: Arc<ListShape>,
+    /// What its content depends on besides the stored object: this program, the server (which fills in defaults) and the kind's
+    /// definition. `None`: not known, so that every object is read each time.
+    pub rules: Option<String>,
 }
 
 impl WantedKind {
@@ -49,6 +56,14 @@ impl WantedKind {
         }
     }
 
+    /// Whether its objects say more to `selection` than their content and metadata: images, evidence of images, or references.
+    pub fn gives_facts(&self, selection: &Selection) -> bool {
+        let images = self.rule.image_evidence || component::runs_images(&self.info.group, &self.info.kind);
+        let refers = self.reference_rank() == 1
+            || self.reference_rank() == 0 && matches!(self.info.group.as_str(), "" | "apps" | "batch");
+        images && selection.wants_images() || refers && selection.follows_through_filter()
+    }
+
     /// 0: names others in a pod template; 1: service accounts, which name Secrets; 2: is only named.
     pub fn reference_rank(&self) -> u8 {
         match (self.info.group.as_str(), self.info.kind.as_str()) {
@@ -68,10 +83,19 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Reads what changed: two discovery requests, one metadata list of CRDs, and each CRD that changed.
+    /// Reads what changed: two discovery requests, the server's version, one metadata list of CRDs, and each CRD that changed.
     pub async fn refresh(&mut self, client: &Client) -> cluster::Result<()> {
         self.crds.refresh(client).await?;
-        let served = discovery::served(client, &self.crds.storage_versions()).await?;
+        let storage_versions = self.crds.storage_versions();
+        let version = call::repeat("read the server's version", call::DEADLINE, || {
+            client.apiserver_version()
+        });
+        let (served, version) = futures::join!(discovery::served(client, &storage_versions), version);
+        let served = served?;
+        // Without it nothing is reused, which is only slower.
+        let server = version
+            .inspect_err(|error| tracing::debug!(%error, "every object is read in full"))
+            .ok();
         self.stale = served.stale;
         self.kinds = served
             .kinds
@@ -81,15 +105,27 @@ impl Catalog {
                     Verdict::Capture(rule) => rule,
                     Verdict::Skip(_) => return None,
                 };
-                let shape = self.crds.shape(&kind.group, &kind.plural).unwrap_or_else(|| {
-                    Arc::new(ListShape::builtin(&kind.group, &kind.kind).unwrap_or_else(ListShape::atomic))
+                let builtin = ListShape::builtin(&kind.group, &kind.kind);
+                let definition = self
+                    .crds
+                    .revision(&kind.group, &kind.plural)
+                    .or(builtin.as_ref().map(|_| ""));
+                let rules = server.as_ref().zip(definition).map(|(server, definition)| {
+                    format!("{REVISION} {} {definition}", server.git_version)
+                        .trim_end()
+                        .to_owned()
                 });
+                let shape = self
+                    .crds
+                    .shape(&kind.group, &kind.plural)
+                    .unwrap_or_else(|| Arc::new(builtin.unwrap_or_else(ListShape::atomic)));
                 Some(Arc::new(WantedKind {
                     component: component::of(&kind.group, &kind.kind),
                     info: KindInfo::new(kind.group, kind.version, kind.kind),
                     plural: kind.plural,
                     rule,
                     shape,
+                    rules,
                 }))
             })
             .collect();

@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use kube::Client;
-use serde_json::Value;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 use super::{
-    Observed, Sink, WantedKind,
+    Identity, Item, Known, Observed, Sink, WantedKind,
     target::{Failure, Target},
 };
 use crate::{
@@ -16,7 +19,7 @@ use crate::{
     },
     cluster::{
         self, Class,
-        list::{Page, Pager},
+        list::{self, Page, Pager},
     },
     domain::{
         object::{Normalised, SecretValues, normalise},
@@ -26,6 +29,16 @@ use crate::{
 
 /// Lists that outlive the server's revision are started again this often.
 const RESTARTS: u32 = 3;
+/// From this many objects of a kind that the sink holds on, its metadata is listed first.
+const METADATA_FROM: u64 = 50;
+/// Objects read singly at once.
+const GETS: usize = 8;
+
+/// How many objects a list of metadata may read singly before whole pages are cheaper: one in twenty, and not much more than 200.
+fn single_reads(expected: u64) -> usize {
+    let most = (expected / 20).max(16).min((expected / 50).max(200));
+    usize::try_from(most).unwrap_or(usize::MAX)
+}
 
 /// Where to list.
 pub(super) enum Scope<'a> {
@@ -126,16 +139,77 @@ impl Position {
     }
 }
 
+/// The part of an object that tells whether it is known and whether it is selected.
+#[derive(Deserialize)]
+struct Head {
+    metadata: HeadMetadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct HeadMetadata {
+    name: String,
+    namespace: Option<String>,
+    uid: String,
+    resource_version: String,
+    labels: Option<Value>,
+    owner_references: Option<Value>,
+    deletion_timestamp: Option<Value>,
+}
+
+/// An object of a page, and what each target that wants it holds of it.
+struct Row<'a> {
+    raw: &'a str,
+    namespace: String,
+    /// The object as far as selections look at it.
+    head: Value,
+    known: Vec<(Identity, Option<Known>)>,
+    /// Whether the whole object is needed.
+    whole: bool,
+}
+
+impl Row<'_> {
+    fn name(&self) -> &str {
+        self.head["metadata"]["name"].as_str().unwrap_or_default()
+    }
+}
+
+/// How one list goes.
+struct Progress {
+    /// Objects that the sink holds, roughly; nothing is asked of a sink that holds none.
+    expected: u64,
+    /// Objects that may still be read singly.
+    singles: usize,
+}
+
 impl Reader<'_> {
     /// Lists `namespace` (or all); what `position` covers was handled before.
     async fn list(&self, namespace: Option<&str>, position: &mut Position) -> Result<(), Trouble> {
+        let wanting = match namespace {
+            Some(namespace) => self.wanting_in(namespace),
+            None => self.wanting.to_vec(),
+        };
+        let expected = match self.kind.rules {
+            Some(_) => self.sink.expects(self.kind, &wanting),
+            None => 0,
+        };
+        let mut progress = Progress {
+            expected,
+            singles: single_reads(expected),
+        };
+        let mut metadata_first = expected >= METADATA_FROM && !self.gives_facts();
         let mut restarts = 0;
         'start: loop {
             let already = position.clone();
-            let mut pager = Pager::start(self.client.clone(), self.kind.collection(namespace), false);
+            let mut pager = Pager::start(self.client.clone(), self.kind.collection(namespace), metadata_first);
             loop {
                 match pager.next().await {
-                    Ok(Some(page)) => self.page(&page, namespace, &already, position).await?,
+                    Ok(Some(page)) => {
+                        if !self.page(&page, namespace, &already, position, &mut progress).await? {
+                            metadata_first = false;
+                            pager.again_whole();
+                        }
+                    }
                     Ok(None) => return Ok(()),
                     // Gone since discovery: there is nothing of this kind any more.
                     Err(error) if error.is_not_found() || error.code() == Some(405) => return Ok(()),
@@ -149,101 +223,282 @@ impl Reader<'_> {
         }
     }
 
+    fn gives_facts(&self) -> bool {
+        self.wanting
+            .iter()
+            .any(|i| self.kind.gives_facts(&self.targets[*i].selection))
+    }
+
+    /// The targets of `namespace` that want the kind.
+    fn wanting_in(&self, namespace: &str) -> Vec<usize> {
+        let indices = self.by_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
+        indices
+            .iter()
+            .copied()
+            .filter(|i| self.wanting.binary_search(i).is_ok())
+            .collect()
+    }
+
+    fn parse<T: DeserializeOwned>(&self, json: &[u8], listed: Option<&str>) -> Result<T, Trouble> {
+        serde_json::from_slice(json).map_err(|source| {
+            Trouble::List(cluster::Error::Unreadable {
+                what: self.kind.collection(listed).to_string(),
+                source,
+            })
+        })
+    }
+
+    /// Handles one page. `false`: too many objects of a page of metadata changed; nothing of it was handled.
     async fn page(
         &self,
         page: &Page,
         listed: Option<&str>,
         already: &Position,
         position: &mut Position,
-    ) -> Result<(), Trouble> {
-        let mut observed = Vec::new();
+        progress: &mut Progress,
+    ) -> Result<bool, Trouble> {
+        let (items, last) = if progress.expected == 0 {
+            self.read_all(page, listed, already)?
+        } else {
+            let (mut rows, last) = self.rows(page, listed, already)?;
+            self.ask(&mut rows).await?;
+            if page.is_metadata() {
+                let singles = rows.iter().filter(|row| row.whole).count();
+                if singles > progress.singles {
+                    return Ok(false);
+                }
+                progress.singles -= singles;
+            }
+            (self.read_changed(page.is_metadata(), rows, listed).await?, last)
+        };
+        if !items.is_empty() {
+            self.sink.take_all(self.kind, items).await.map_err(Trouble::Other)?;
+        }
+        if last.is_some() {
+            position.0 = last;
+        }
+        Ok(true)
+    }
+
+    /// The items of a page of which nothing is known, and the last object's namespace and name.
+    #[allow(clippy::type_complexity)]
+    fn read_all(
+        &self,
+        page: &Page,
+        listed: Option<&str>,
+        already: &Position,
+    ) -> Result<(Vec<Item>, Option<(String, String)>), Trouble> {
+        let (mut items, mut last) = (Vec::new(), None);
         for raw in page.items().map_err(Trouble::List)?.items {
-            let value: Value = serde_json::from_str(raw.get()).map_err(|source| {
-                Trouble::List(cluster::Error::Unreadable {
-                    what: self.kind.collection(listed).to_string(),
-                    source,
-                })
-            })?;
+            let value: Value = self.parse(raw.get().as_bytes(), listed)?;
             let metadata = &value["metadata"];
             let namespace = metadata["namespace"].as_str().or(listed).unwrap_or_default().to_owned();
             let name = metadata["name"].as_str().unwrap_or_default().to_owned();
             if already.covers(&namespace, &name) {
                 continue;
             }
-            if let Some(indices) = self.by_namespace.get(namespace.as_str()) {
-                self.object(value, indices, &mut observed);
+            let mut wanting = self.wanting_in(&namespace).into_iter().peekable();
+            let mut value = Some(value);
+            while let Some(target) = wanting.next() {
+                let taken = if wanting.peek().is_some() {
+                    value.clone()
+                } else {
+                    value.take()
+                };
+                items.extend(taken.and_then(|value| self.read(target, value)));
             }
-            position.0 = Some((namespace, name));
+            last = Some((namespace, name));
         }
-        if observed.is_empty() {
-            Ok(())
-        } else {
-            self.sink.take(self.kind, observed).await.map_err(Trouble::Other)
-        }
+        Ok((items, last))
     }
 
-    /// Hands `value` to each target of its namespace that wants it.
-    fn object(&self, value: Value, indices: &[usize], observed: &mut Vec<Observed>) {
-        let mut wanting = indices
-            .iter()
-            .copied()
-            .filter(|i| self.wanting.binary_search(i).is_ok())
-            .peekable();
-        let mut value = Some(value);
-        while let Some(index) = wanting.next() {
-            let taken = if wanting.peek().is_some() {
-                value.clone()
-            } else {
-                value.take()
+    /// The objects of a page that somebody wants, parsed as far as selections need it, and the last one's namespace and name.
+    #[allow(clippy::type_complexity)]
+    fn rows<'a>(
+        &self,
+        page: &'a Page,
+        listed: Option<&str>,
+        already: &Position,
+    ) -> Result<(Vec<Row<'a>>, Option<(String, String)>), Trouble> {
+        let (mut rows, mut last) = (Vec::new(), None);
+        for raw in page.items().map_err(Trouble::List)?.items {
+            let Head { metadata } = self.parse(raw.get().as_bytes(), listed)?;
+            let namespace = metadata.namespace.or(listed.map(ToOwned::to_owned)).unwrap_or_default();
+            if already.covers(&namespace, &metadata.name) {
+                continue;
+            }
+            last = Some((namespace.clone(), metadata.name.clone()));
+            let identity = |target| Identity {
+                target,
+                name: metadata.name.clone(),
+                uid: metadata.uid.clone(),
+                resource_version: metadata.resource_version.clone(),
             };
-            let Some(taken) = taken else { return };
-            let target = &self.targets[index];
-            match self.examine(target, taken) {
-                Ok(Some(object)) => observed.push(Observed { target: index, object }),
-                Ok(None) => {}
-                Err(failure) => target.fail(failure),
+            let known: Vec<_> = self
+                .wanting_in(&namespace)
+                .into_iter()
+                .map(|target| (identity(target), None))
+                .collect();
+            if known.is_empty() {
+                continue;
+            }
+            let head = json!({"metadata": {
+                "name": metadata.name,
+                "labels": metadata.labels,
+                "ownerReferences": metadata.owner_references,
+                "deletionTimestamp": metadata.deletion_timestamp,
+            }});
+            rows.push(Row {
+                raw: raw.get(),
+                namespace,
+                head,
+                known,
+                whole: false,
+            });
+        }
+        Ok((rows, last))
+    }
+
+    /// Finds out what the sink knows of each row, and which rows are needed whole.
+    async fn ask(&self, rows: &mut [Row<'_>]) -> Result<(), Trouble> {
+        let asked: Vec<Identity> = rows
+            .iter()
+            .flat_map(|row| row.known.iter().map(|(identity, _)| identity.clone()))
+            .collect();
+        let mut answers = self
+            .sink
+            .known(self.kind, &asked)
+            .await
+            .map_err(Trouble::Other)?
+            .into_iter();
+        let facts = self.gives_facts();
+        for row in rows {
+            let mut whole = facts;
+            for (identity, known) in &mut row.known {
+                *known = answers.next().flatten();
+                whole |= known.is_none() && !self.is_settled(&self.targets[identity.target], &row.head);
+            }
+            row.whole = whole;
+        }
+        Ok(())
+    }
+
+    /// Whether the metadata alone says that the target does not capture the object, and why.
+    fn is_settled(&self, target: &Target, head: &Value) -> bool {
+        let verdict = target
+            .selection
+            .verdict(&self.kind.info, self.kind.component, head, &target.seen().references);
+        // A Secret's type is no metadata, and is looked at before any selection.
+        let is_secret = self.kind.info.is_secret();
+        match verdict {
+            ObjectVerdict::Capture | ObjectVerdict::ImagesOnly => false,
+            ObjectVerdict::NotSelected => !is_secret,
+            ObjectVerdict::Skip(reason) => !is_secret || reason != reasons::EXCLUDED,
+        }
+    }
+
+    /// Reads the rows that are needed whole, from the page or singly, and takes the others as they are known.
+    async fn read_changed(&self, singly: bool, rows: Vec<Row<'_>>, listed: Option<&str>) -> Result<Vec<Item>, Trouble> {
+        let collection = self.kind.collection(None);
+        let wanted: Vec<(String, String)> = rows
+            .iter()
+            .filter(|row| singly && row.whole)
+            .map(|row| {
+                let what = format!("get {} {} in {}", self.kind.display(), row.name(), row.namespace);
+                (collection.object_path(&row.namespace, row.name()), what)
+            })
+            .collect();
+        let client = self.client.clone();
+        let mut singles = stream::iter(wanted)
+            .map(move |(uri, what)| get(client.clone(), uri, what))
+            .buffered(GETS);
+        let mut items = Vec::new();
+        for row in rows {
+            let mut whole: Option<Value> = None;
+            if row.whole && singly {
+                match singles.next().await.transpose().map_err(Trouble::List)?.flatten() {
+                    Some(bytes) => whole = Some(self.parse(&bytes, listed)?),
+                    // Deleted since it was listed.
+                    None => continue,
+                }
+            } else if row.whole {
+                whole = Some(self.parse(row.raw.as_bytes(), listed)?);
+            }
+            for (identity, known) in row.known {
+                let target = &self.targets[identity.target];
+                match (known, &whole) {
+                    (Some(known), whole) => {
+                        if self.belongs(target, whole.as_ref().unwrap_or(&row.head)) {
+                            items.push(Item::Same(identity, known));
+                        }
+                    }
+                    (None, Some(value)) => items.extend(self.read(identity.target, value.clone())),
+                    // Settled: noted as skipped, where it is.
+                    (None, None) => {
+                        self.belongs(target, &row.head);
+                    }
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    /// The content of `value`, if the target captures it.
+    fn read(&self, index: usize, value: Value) -> Option<Item> {
+        let target = &self.targets[index];
+        if !self.belongs(target, &value) {
+            return None;
+        }
+        match self.content(target, value) {
+            Ok(object) => Some(Item::Read(Observed { target: index, object })),
+            Err(failure) => {
+                target.fail(failure);
+                None
             }
         }
     }
 
-    fn examine(&self, target: &Target, value: Value) -> Result<Option<Normalised>, Failure> {
+    /// Whether the target captures the object; notes what it says of images and references, and why it is left out.
+    fn belongs(&self, target: &Target, value: &Value) -> bool {
+        let mut seen = target.seen();
+        let seen = &mut *seen;
+        if target.selection.wants_images() {
+            seen.images.observe(&self.kind.info, value);
+        }
+        match target
+            .selection
+            .verdict(&self.kind.info, self.kind.component, value, &seen.references)
         {
-            let mut seen = target.seen();
-            let seen = &mut *seen;
-            if target.selection.wants_images() {
-                seen.images.observe(&self.kind.info, &value);
+            ObjectVerdict::Capture => {}
+            ObjectVerdict::ImagesOnly => {
+                seen.images.workload(&self.kind.info, value);
+                return false;
             }
-            match target
-                .selection
-                .verdict(&self.kind.info, self.kind.component, &value, &seen.references)
-            {
-                ObjectVerdict::Capture => {}
-                ObjectVerdict::ImagesOnly => {
-                    seen.images.workload(&self.kind.info, &value);
-                    return Ok(None);
-                }
-                ObjectVerdict::NotSelected => return Ok(None),
-                ObjectVerdict::Skip(reason) => {
-                    seen.skips.add(&self.kind.display(), reason);
-                    return Ok(None);
-                }
-            }
-            if target.selection.wants_images() {
-                seen.images.workload(&self.kind.info, &value);
-            }
-            if self.kind.component == Component::Volumes && target.lists_volume_data {
-                seen.skips.add(&self.kind.display(), reasons::VOLUME_DATA_NOT_CAPTURED);
-            }
-            seen.references.collect(&self.kind.info, &value);
-            match seen
-                .captured
-                .iter_mut()
-                .find(|(component, _)| *component == self.kind.component)
-            {
-                Some((_, count)) => *count += 1,
-                None => seen.captured.push((self.kind.component, 1)),
+            ObjectVerdict::NotSelected => return false,
+            ObjectVerdict::Skip(reason) => {
+                seen.skips.add(&self.kind.display(), reason);
+                return false;
             }
         }
+        if target.selection.wants_images() {
+            seen.images.workload(&self.kind.info, value);
+        }
+        if self.kind.component == Component::Volumes && target.lists_volume_data {
+            seen.skips.add(&self.kind.display(), reasons::VOLUME_DATA_NOT_CAPTURED);
+        }
+        seen.references.collect(&self.kind.info, value);
+        match seen
+            .captured
+            .iter_mut()
+            .find(|(component, _)| *component == self.kind.component)
+        {
+            Some((_, count)) => *count += 1,
+            None => seen.captured.push((self.kind.component, 1)),
+        }
+        true
+    }
+
+    fn content(&self, target: &Target, value: Value) -> Result<Normalised, Failure> {
         let secrets = match (&target.fingerprint_key, target.selection.secrets()) {
             (Some(key), SecretsMode::Fingerprint) => SecretValues::Fingerprint(key),
             (None, SecretsMode::Fingerprint) => {
@@ -257,12 +512,10 @@ impl Reader<'_> {
             (_, SecretsMode::Include | SecretsMode::Exclude) => SecretValues::Keep,
         };
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        normalise(value, &self.kind.info, &self.kind.shape, secrets)
-            .map(Some)
-            .map_err(|error| {
-                let message = format!("{} {name}: {error}", self.kind.display());
-                Failure::new(Class::Invalid, reasons::CAPTURE_INCOMPLETE, message)
-            })
+        normalise(value, &self.kind.info, &self.kind.shape, secrets).map_err(|error| {
+            let message = format!("{} {name}: {error}", self.kind.display());
+            Failure::new(Class::Invalid, reasons::CAPTURE_INCOMPLETE, message)
+        })
     }
 
     fn fail_all(&self, failure: &Failure) {
@@ -277,5 +530,14 @@ impl Reader<'_> {
                 self.targets[*index].fail(failure.clone());
             }
         }
+    }
+}
+
+/// One object; `None` when it is gone.
+async fn get(client: Client, uri: String, what: String) -> cluster::Result<Option<Bytes>> {
+    match list::get_object(&client, &uri, &what).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }

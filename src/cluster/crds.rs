@@ -86,6 +86,12 @@ impl CrdCatalog {
             .collect()
     }
 
+    /// Changes whenever its definition does, and with it perhaps what the server makes of stored objects; `None` for built-in kinds.
+    pub fn revision(&self, group: &str, plural: &str) -> Option<&str> {
+        let crd = self.by_name.get(&format!("{plural}.{group}"))?;
+        Some(&crd.resource_version)
+    }
+
     /// Keyed lists of a custom resource; `None` for built-in kinds.
     pub fn shape(&self, group: &str, plural: &str) -> Option<Arc<ListShape>> {
         self.by_name

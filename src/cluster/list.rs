@@ -14,6 +14,8 @@ use super::{
 
 /// Objects a page, as the API server's own clients use.
 pub const PAGE: u32 = 500;
+/// Objects a page of metadata, which are small and cheap for the server.
+const METADATA_PAGE: u32 = 2000;
 /// Above this size the next page asks for fewer objects, so that a kind with large objects stays small in memory.
 const LARGE_PAGE_BYTES: usize = 8 * 1024 * 1024;
 const ONE_AS_METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -32,8 +34,28 @@ pub struct Collection {
     pub namespace: Option<String>,
 }
 
+/// What a name may hold unescaped in a path.
+const IN_PATH: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_');
+
 impl Collection {
-    fn path(&self) -> String {
+    /// Path of the object `name` in `namespace`.
+    pub fn object_path(&self, namespace: &str, name: &str) -> String {
+        let within = Self {
+            namespace: Some(namespace.to_owned()),
+            ..self.clone()
+        };
+        format!(
+            "{}/{}",
+            within.path(),
+            percent_encoding::utf8_percent_encode(name, IN_PATH)
+        )
+    }
+
+    /// Path of the collection in URLs.
+    pub fn path(&self) -> String {
         let root = if self.group.is_empty() {
             format!("/api/{}", self.version)
         } else {
@@ -63,6 +85,7 @@ impl std::fmt::Display for Collection {
 pub struct Page {
     body: Bytes,
     what: String,
+    metadata_only: bool,
 }
 
 /// The objects of a page, borrowed from its bytes.
@@ -74,7 +97,9 @@ pub struct Items<'a> {
     metadata: PageMeta,
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<&'de RawValue>, D::Error> {
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<&'de RawValue>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -102,6 +127,11 @@ impl Page {
         })
     }
 
+    /// Whether it holds `PartialObjectMetadata`.
+    pub fn is_metadata(&self) -> bool {
+        self.metadata_only
+    }
+
     /// Bytes of the page as it came.
     pub fn len(&self) -> usize {
         self.body.len()
@@ -120,6 +150,10 @@ pub struct Pager {
     metadata_only: bool,
     limit: u32,
     next: Option<tokio::task::JoinHandle<Result<Fetched>>>,
+    /// Where the page that was given last began, …
+    current: Option<String>,
+    /// … and the one that is being fetched.
+    following: Option<String>,
 }
 
 struct Fetched {
@@ -134,14 +168,27 @@ impl Pager {
             client,
             collection,
             metadata_only,
-            limit: PAGE,
+            limit: if metadata_only { METADATA_PAGE } else { PAGE },
             next: None,
+            current: None,
+            following: None,
         };
         pager.fetch(None);
         pager
     }
 
+    /// Gives the last page once more, now with whole objects, and all that follow too. A `continue` token does not depend on what is
+    /// asked for, so the list goes on at the same revision.
+    pub fn again_whole(&mut self) {
+        if let Some(task) = self.next.take() {
+            task.abort();
+        }
+        (self.metadata_only, self.limit) = (false, PAGE);
+        self.fetch(self.current.clone());
+    }
+
     fn fetch(&mut self, continue_token: Option<String>) {
+        self.following.clone_from(&continue_token);
         let (client, collection, limit, metadata_only) = (
             self.client.clone(),
             self.collection.clone(),
@@ -163,6 +210,7 @@ impl Pager {
             what: self.collection.to_string(),
             after: call::PAGE_DEADLINE,
         })??;
+        self.current = self.following.take();
         if fetched.page.len() > LARGE_PAGE_BYTES && self.limit > 10 {
             self.limit = (self.limit / 4).max(10);
         }
@@ -196,7 +244,11 @@ async fn fetch_page(
     }
     let accept = if metadata_only { AS_METADATA } else { "application/json" };
     let body = call::repeat(&what, call::PAGE_DEADLINE, || get_bytes(client, &uri, accept)).await?;
-    let page = Page { body, what };
+    let page = Page {
+        body,
+        what,
+        metadata_only,
+    };
     let continue_token = page.items()?.metadata.continue_token.filter(|t| !t.is_empty());
     Ok(Fetched { page, continue_token })
 }
@@ -220,6 +272,11 @@ async fn get_bytes(client: &Client, uri: &str, accept: &str) -> kube::Result<Byt
     Err(kube::Error::Api(parsed.boxed()))
 }
 
+/// The object at `uri`, as JSON.
+pub async fn get_object(client: &Client, uri: &str, what: &str) -> Result<Bytes> {
+    call::repeat(what, call::DEADLINE, || get_bytes(client, uri, "application/json")).await
+}
+
 /// The `PartialObjectMetadata` of the object at `uri`, as JSON.
 pub async fn get_metadata(client: &Client, uri: &str, what: &str) -> Result<Bytes> {
     call::repeat(what, call::DEADLINE, || get_bytes(client, uri, ONE_AS_METADATA)).await
@@ -237,6 +294,7 @@ mod tests {
         let page = Page {
             body,
             what: "test".into(),
+            metadata_only: false,
         };
         let items = page.items().unwrap();
         assert_eq!(items.items[1].get(), r#"{"b":[2]}"#);
@@ -245,8 +303,15 @@ mod tests {
 
     #[test]
     fn a_list_without_objects_is_read_whether_it_says_null_or_nothing() {
-        for body in [&br#"{"metadata":{},"items":null}"#[..], br#"{"metadata":{},"items":[]}"#] {
-            let page = Page { body: Bytes::from_static(body), what: "test".into() };
+        for body in [
+            &br#"{"metadata":{},"items":null}"#[..],
+            br#"{"metadata":{},"items":[]}"#,
+        ] {
+            let page = Page {
+                body: Bytes::from_static(body),
+                what: "test".into(),
+                metadata_only: true,
+            };
             assert!(page.items().unwrap().items.is_empty());
         }
     }
@@ -264,5 +329,15 @@ mod tests {
         };
         assert_eq!(of("", Some("shop")), "/api/v1/namespaces/shop/things");
         assert_eq!(of("apps", None), "/apis/apps/v1/things");
+        let roles = Collection {
+            group: "rbac.authorization.k8s.io".into(),
+            version: "v1".into(),
+            plural: "roles".into(),
+            namespace: None,
+        };
+        assert_eq!(
+            roles.object_path("shop", "team:read-only"),
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/shop/roles/team%3Aread-only"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Every call to the API server. Carries facts in and writes out; decides nothing.
 
+pub mod access;
 pub mod call;
 pub mod client;
 pub mod clock;

@@ -2,5 +2,7 @@
 
 pub mod context;
 pub mod operator;
+pub mod rollback_request;
 pub mod snapshot;
 pub mod store;
+pub mod tasks;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     context::Context,
+    rollback_request,
     snapshot::{self, queue::Captures},
     store::{Location, Store},
 };
@@ -129,7 +130,7 @@ async fn lead(
     };
     let opening = tokio::spawn(open);
     let maintenance = tokio::spawn(snapshot::maintenance::run(Arc::clone(&context), stop.clone()));
-    snapshot::run(context, ended, stop).await;
+    tokio::join!(snapshot::run(Arc::clone(&context), ended, stop.clone()), rollback_request::run(context, stop));
     opening.abort();
     maintenance.abort();
 }

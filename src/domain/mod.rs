@@ -2,7 +2,10 @@
 
 pub mod approval;
 pub mod component;
+pub mod gitops;
 pub mod lifecycle;
 pub mod object;
 pub mod plan;
+pub mod rollback;
 pub mod snapshot;
+pub mod target;

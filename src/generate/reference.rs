@@ -265,7 +265,10 @@ pub(super) fn command_lines() -> Vec<Document> {
     use clap::Args as _;
     let operator = crate::config::RunOptions::augment_args(clap::Command::new("backstep run"))
         .about("The operator. The chart starts it; the options are for those who start it themselves.");
-    vec![command_line("docs/reference/operator.md", operator)]
+    vec![
+        command_line("docs/reference/cli.md", crate::cli::command()),
+        command_line("docs/reference/operator.md", operator),
+    ]
 }
 
 fn command_line(path: &str, mut command: clap::Command) -> Document {
@@ -296,8 +299,8 @@ fn describe(page: &mut String, command: &clap::Command, depth: usize) {
         for argument in shown {
             let _ = writeln!(
                 page,
-                "| `{}` | {} | {} |",
-                cell(&signature(argument)),
+                "| {} | {} | {} |",
+                cell(&format!("`{}`", signature(argument))),
                 default(argument),
                 cell(&help(argument))
             );
@@ -387,9 +390,20 @@ fn one_line(description: &Value) -> String {
         .join(" ")
 }
 
-/// Text that cannot end a table's cell.
+/// Text that cannot end a table's cell; `<` is no tag outside code.
 fn cell(text: &str) -> String {
-    text.replace('\n', " ").replace('|', "\\|").replace('<', "&lt;")
+    let text = text.replace('\n', " ").replace('|', "\\|");
+    let parts = text.split('`').enumerate();
+    let parts: Vec<_> = parts
+        .map(|(n, part)| {
+            if n % 2 == 0 {
+                part.replace('<', "&lt;")
+            } else {
+                part.to_owned()
+            }
+        })
+        .collect();
+    parts.join("`")
 }
 
 fn finish(page: &str) -> String {

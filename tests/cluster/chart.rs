@@ -115,6 +115,33 @@ async fn snapshots_survive_uninstall_and_nothing_left_holds_up_the_cluster() -> 
         cluster.kubectl(&admin, arguments, Some(manifest)).await?.success()?;
     }
 
+    upgrade(&cluster).await?;
+    uninstall(&cluster).await?;
+
+    // Back: the kept CRDs are taken over, and a policy that was deleted is made anew only by an installation.
+    install(&cluster, &[]).await?;
+    get(&cluster, &["approvalpolicy", "default"]).await?;
+    helm(&cluster, &["uninstall", "backstep", "-n", OPERATOR_NAMESPACE]).await?;
+    let last = r#"{"spec":{"priority":7}}"#;
+    cluster
+        .kubectl(
+            &admin,
+            &["patch", "approvalpolicy", "default", "--type=merge", "-p", last],
+            None,
+        )
+        .await?
+        .success()?;
+    install(&cluster, &[]).await?;
+    let policy = get(&cluster, &["approvalpolicy", "default"]).await?;
+    ensure!(
+        policy["spec"]["priority"] == 7,
+        "the installation took a change back: {policy}"
+    );
+    cluster.stop().await
+}
+
+async fn upgrade(cluster: &Cluster) -> Result<()> {
+    let admin = User::admin();
     // An upgrade upgrades CRDs too, and leaves what the platform team changed.
     let crd = ["crd", "snapshots.backstep.dev"];
     let weaken = r#"[{"op":"remove","path":"/spec/versions/0/schema/openAPIV3Schema/properties/spec/x-kubernetes-validations"}]"#;
@@ -141,29 +168,33 @@ async fn snapshots_survive_uninstall_and_nothing_left_holds_up_the_cluster() -> 
         "replicas=0,logging.level=debug",
         "--force-conflicts",
     ];
-    helm(&cluster, &upgrade).await?;
-    let restored = get(&cluster, &crd).await?;
+    helm(cluster, &upgrade).await?;
+    let restored = get(cluster, &crd).await?;
     let rules =
         &restored["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"];
     ensure!(
         rules.is_array(),
         "the upgrade left the CRD without its rule: {restored}"
     );
-    let policy = get(&cluster, &["approvalpolicy", "default"]).await?;
+    let policy = get(cluster, &["approvalpolicy", "default"]).await?;
     ensure!(
         policy["spec"]["stages"][0]["required"] == 2,
         "the upgrade took a change back: {policy}"
     );
-    let deployment = get(&cluster, &["-n", OPERATOR_NAMESPACE, "deployment", "backstep"]).await?;
+    let deployment = get(cluster, &["-n", OPERATOR_NAMESPACE, "deployment", "backstep"]).await?;
     let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
     ensure!(arguments.contains("--log-level=debug"), "{arguments}");
+    Ok(())
+}
 
+async fn uninstall(cluster: &Cluster) -> Result<()> {
+    let admin = User::admin();
     // Away: no policy, no right, no workload; the kinds and the Snapshots stay, and can be deleted by anybody who may.
     cluster
         .kubectl(&admin, &["delete", "approvalpolicy", "default"], None)
         .await?
         .success()?;
-    helm(&cluster, &["uninstall", "backstep", "-n", OPERATOR_NAMESPACE]).await?;
+    helm(cluster, &["uninstall", "backstep", "-n", OPERATOR_NAMESPACE]).await?;
     for resource in [
         "validatingadmissionpolicies",
         "validatingadmissionpolicybindings",
@@ -174,35 +205,15 @@ async fn snapshots_survive_uninstall_and_nothing_left_holds_up_the_cluster() -> 
         "clusterroles",
         "clusterrolebindings",
     ] {
-        let left = names(&cluster, resource).await?;
+        let left = names(cluster, resource).await?;
         ensure!(left.is_empty(), "{resource} left behind: {left:?}");
     }
-    get(&cluster, &["-n", "shop", "snapshot", "kept"]).await?;
+    get(cluster, &["-n", "shop", "snapshot", "kept"]).await?;
     cluster
         .kubectl(&admin, &["delete", "namespace", "shop", "--timeout=60s"], None)
         .await?
         .success()?;
-
-    // Back: the kept CRDs are taken over, and a policy that was deleted is made anew only by an installation.
-    install(&cluster, &[]).await?;
-    get(&cluster, &["approvalpolicy", "default"]).await?;
-    helm(&cluster, &["uninstall", "backstep", "-n", OPERATOR_NAMESPACE]).await?;
-    let last = r#"{"spec":{"priority":7}}"#;
-    cluster
-        .kubectl(
-            &admin,
-            &["patch", "approvalpolicy", "default", "--type=merge", "-p", last],
-            None,
-        )
-        .await?
-        .success()?;
-    install(&cluster, &[]).await?;
-    let policy = get(&cluster, &["approvalpolicy", "default"]).await?;
-    ensure!(
-        policy["spec"]["priority"] == 7,
-        "the installation took a change back: {policy}"
-    );
-    cluster.stop().await
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,5 +5,7 @@ mod figures;
 mod cel;
 mod chart;
 mod cli;
+mod incremental;
+mod plans;
 mod snapshots;
 mod support;

@@ -1,26 +1,27 @@
 //! One pass: what waits is read into the repository and committed at once.
 
-use std::{collections::HashMap, sync::Arc};
+mod sink;
 
-use async_trait::async_trait;
-use futures::future;
+use std::{collections::BTreeMap, sync::Arc};
+
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
+use self::sink::{Previous, RepositorySink};
 use super::queue::{CaptureFailure, CaptureOutcome, CaptureRequest, Captured};
 use crate::{
     api::{
         reasons,
         snapshot::{Capture, ComponentCount, DeletionPolicy, SecretsMode, VolumeMethod},
     },
-    capture::{self, Catalog, Failure, Observed, Pass, Sink, Target, WantedKind},
+    capture::{self, Catalog, Failure, Pass, Target},
     cluster::{Class, clock},
     controller::context::Context,
     domain::{
         object::FingerprintKey,
-        snapshot::{Extras, Selection},
+        snapshot::{Extras, KindRead, Selection},
     },
-    repository::{self, BuiltManifest, Entry, FrameGroup, KindHeader, LineageKey, ManifestBuilder, ParentHint, SnapshotDraft, SnapshotRecord, Writer},
+    repository::{self, BuiltManifest, LineageKey, ManifestBuilder, ParentHint, SnapshotDraft, SnapshotRecord},
 };
 
 /// How often a pass is made again because the repository was tidied underneath it.
@@ -151,30 +152,29 @@ async fn attempt(
         }
     }
     let writer = repository.writer().await?;
-    let mut builders = Vec::new();
-    for index in &target_of {
-        let previous = newest(&repository, &lineage_key(&requests[*index]));
-        builders.push(Mutex::new(writer.manifest(previous.as_deref()).await?));
+    let newest: Vec<_> = target_of.iter().map(|index| newest(&repository, &lineage_key(&requests[*index]))).collect();
+    let mut lanes = Vec::new();
+    for ((record, previous), target) in newest.iter().zip(Previous::all(&repository, &newest).await).zip(&targets) {
+        lanes.push((writer.manifest(record.as_deref()).await?, previous, target.selection.secrets()));
     }
-    let sink = RepositorySink { writer: &writer, builders };
+    let sink = RepositorySink::new(&writer, lanes);
     let pass = Pass {
         client: &context.client,
         catalog,
         options: capture::Options { concurrency: usize::from(context.options.captures) },
     };
     let reports = capture::run(&pass, &targets, &sink).await?;
-    let RepositorySink { builders, .. } = sink;
 
     let mut drafts = Vec::new();
     let mut committed = Vec::new();
-    for ((index, report), builder) in target_of.iter().zip(reports).zip(builders) {
+    for ((index, report), (builder, read)) in target_of.iter().zip(reports).zip(sink.into_targets()) {
         match report.outcome {
             Err(failure) => outcomes[*index] = Some(Err(to_failure(failure))),
             Ok(captured) => {
                 let request = &requests[*index];
                 let namespace_uid = captured.namespace_uid.clone();
-                let extras = extras(request, captured);
-                let built = finish(builder.into_inner(), &extras).await?;
+                let extras = extras(request, captured, read);
+                let built = finish(builder, &extras).await?;
                 drafts.push(draft(request, namespace_uid, started_at, built));
                 committed.push((*index, extras));
             }
@@ -200,7 +200,7 @@ async fn finish(mut builder: ManifestBuilder, extras: &Extras) -> Result<BuiltMa
     Ok(builder.finish().await?)
 }
 
-fn extras(request: &CaptureRequest, captured: capture::Captured) -> Extras {
+fn extras(request: &CaptureRequest, captured: capture::Captured, read: BTreeMap<String, KindRead>) -> Extras {
     let images = captured.images;
     let mut components: Vec<ComponentCount> =
         captured.components.into_iter().map(|(name, items)| ComponentCount { name, items }).collect();
@@ -212,7 +212,7 @@ fn extras(request: &CaptureRequest, captured: capture::Captured) -> Extras {
     Extras {
         retain: request.spec.deletion_policy == Some(DeletionPolicy::Retain),
         capture: request.spec.capture.clone(),
-        components, skipped: captured.skipped, images }
+        components, skipped: captured.skipped, images, read }
 }
 
 fn draft(request: &CaptureRequest, namespace_uid: String, started_at: Timestamp, manifest: BuiltManifest) -> SnapshotDraft {
@@ -270,53 +270,4 @@ async fn fingerprint_key(
         return Ok(None);
     }
     crate::cluster::key::installation_key(&context.client, &context.options.namespace).await.map(|bytes| Some(FingerprintKey::new(bytes))).map_err(Failure::from)
-}
-
-struct RepositorySink<'a> {
-    writer: &'a Writer,
-    builders: Vec<Mutex<ManifestBuilder>>,
-}
-
-#[async_trait]
-impl Sink for RepositorySink<'_> {
-    async fn take(&self, kind: &WantedKind, objects: Vec<Observed>) -> Result<(), Failure> {
-        let header = KindHeader {
-            group: kind.info.group.clone(),
-            version: kind.info.version.clone(),
-            kind: kind.info.kind.clone(),
-            plural: kind.plural.clone(),
-            component: format!("{:?}", kind.component),
-            namespaced: true,
-        };
-        let content_group = FrameGroup::content(&header.group, &header.kind);
-        let beside_group = FrameGroup::beside(&header.group, &header.kind);
-        let mut entries: HashMap<usize, Vec<Entry>> = HashMap::new();
-        for observed in objects {
-            let object = observed.object;
-            let (content, _) = self.writer.put(content_group, &object.content).await.map_err(|e| store_failure(&e))?;
-            let beside = match &object.beside {
-                Some(bytes) => Some(self.writer.put(beside_group, bytes).await.map_err(|e| store_failure(&e))?.0),
-                None => None,
-            };
-            entries.entry(observed.target).or_default().push(Entry {
-                name: object.name,
-                content,
-                beside,
-                uid: object.uid,
-                resource_version: object.resource_version,
-                size: u32::try_from(object.content.len()).unwrap_or(u32::MAX),
-            });
-        }
-        let adds = entries.into_iter().map(|(target, entries)| {
-            let header = &header;
-            async move {
-                let mut builder = self.builders[target].lock().await;
-                for entry in entries {
-                    builder.add(header, entry).await?;
-                }
-                Ok::<_, repository::Error>(())
-            }
-        });
-        future::try_join_all(adds).await.map(drop).map_err(|e| store_failure(&e))
-    }
 }

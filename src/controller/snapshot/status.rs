@@ -113,8 +113,9 @@ pub(super) fn ready(
     let generation = snapshot.metadata.generation;
     status.phase = Some(SnapshotPhase::Ready);
     status.version = Some(to_i64(record.version));
-    status.parent = record.parent.map(|version| ParentVersion {
-        name: parent.map(|p| p.name.clone()).unwrap_or_default(),
+    // A parent that is gone by now has no name to give.
+    status.parent = record.parent.zip(parent).map(|(version, parent)| ParentVersion {
+        name: parent.name.clone(),
         version: to_i64(version),
     });
     status.digest = Some(record.digest.to_string());

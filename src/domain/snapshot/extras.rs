@@ -1,5 +1,7 @@
 //! What a manifest says besides its entries.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::api::snapshot::{Capture, ComponentCount, ImageStatus, SkipCount};
@@ -23,6 +25,19 @@ pub struct Extras {
     /// Every image, by workload and container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ImageStatus>,
+    /// How each kind was read, by `<Kind>.<group>`: the next capture need not read again what did not change.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub read: BTreeMap<String, KindRead>,
+}
+
+/// How a kind was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KindRead {
+    /// Objects captured.
+    pub objects: u64,
+    /// What their content depends on besides the stored object; equal rules and an equal resourceVersion give equal content.
+    pub rules: String,
 }
 
 impl Extras {

@@ -7,7 +7,7 @@ mod selection;
 mod skips;
 mod verdict;
 
-pub use extras::Extras;
+pub use extras::{Extras, KindRead};
 pub use images::ImageResolver;
 pub use references::References;
 pub use selection::{Selection, SelectionError};

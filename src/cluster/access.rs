@@ -1,0 +1,61 @@
+//! Access reviews: may somebody else do something?
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::{Api, Client, api::PostParams};
+
+use super::{call, error::Result};
+use crate::api::reference::Identity;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Question {
+    /// Verb.
+    pub verb: &'static str,
+    /// API group; empty for core.
+    pub group: String,
+    /// Plural resource name.
+    pub resource: String,
+    /// Namespace.
+    pub namespace: String,
+    /// One object; absent asks for all of them.
+    pub name: Option<String>,
+}
+
+impl std::fmt::Display for Question {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.verb, self.resource)?;
+        if !self.group.is_empty() {
+            write!(f, ".{}", self.group)?;
+        }
+        if let Some(name) = &self.name {
+            write!(f, "/{name}")?;
+        }
+        write!(f, " in {}", self.namespace)
+    }
+}
+
+/// Whether `who` may do what is asked. An authorizer's error is "no".
+pub async fn allowed(client: &Client, who: &Identity, question: &Question) -> Result<bool> {
+    let api: Api<SubjectAccessReview> = Api::all(client.clone());
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: who.username.clone(),
+            uid: who.uid.clone(),
+            groups: who.groups.clone(),
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(question.verb.to_owned()),
+                group: Some(question.group.clone()),
+                resource: Some(question.resource.clone()),
+                namespace: Some(question.namespace.clone()),
+                name: question.name.clone(),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let params = PostParams::default();
+    let what = format!("review {question}");
+    let reviewed = call::repeat(&what, call::DEADLINE, || api.create(&params, &review)).await?;
+    Ok(reviewed.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+}

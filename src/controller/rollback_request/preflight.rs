@@ -1,0 +1,222 @@
+//! Everything that can fail, first: all of it is looked at and reported together.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use kube::ResourceExt as _;
+
+use super::gather::Sides;
+use crate::{
+    api::{
+        RollbackRequest,
+        reference::{Identity, ResolvedSnapshot},
+        rollback_plan::{PreflightOutcome, PreflightResult},
+        rollback_request::Gitops,
+    },
+    capture::Failure,
+    cluster::access::{self, Question},
+    controller::context::Context,
+    domain::{
+        gitops,
+        object::ObjectId,
+        plan::{Action, Bound, Plan, SkipReason},
+    },
+    repository::Repository,
+};
+
+/// Access reviews asked at once.
+const REVIEWS: usize = 8;
+/// Names in one detail.
+const SHOWN: usize = 8;
+
+/// Objects whose difference the requester may read.
+pub(super) type Readable = HashSet<ObjectId>;
+
+/// Looks at everything that can be known before a write.
+pub(super) async fn check(
+    context: &Context,
+    request: &RollbackRequest,
+    repository: &Repository,
+    resolved: &ResolvedSnapshot,
+    sides: &Sides,
+    plan: &Plan<Bound>,
+) -> Result<Vec<PreflightResult>, Failure> {
+    let mut checks = vec![snapshot_verified(repository, resolved).await];
+    checks.push(named(
+        "KindsServed",
+        plan.items().iter().filter(|i| i.action == Action::Skip(SkipReason::KindNotServed)).map(|i| i.id.to_string()),
+        "the server does not serve the kind of",
+        "install their definitions, or leave them out with a Selective request",
+    ));
+    checks.push(named(
+        "ImmutableFields",
+        plan.refusals().map(|(id, refusal)| format!("{id} ({refusal})")),
+        "cannot be changed in place:",
+        "see each item",
+    ));
+    checks.push(rights(context, request, sides, plan).await?);
+    checks.push(owners_in_git(request, plan));
+    for (check, detail) in [
+        ("DryRuns", "server-side dry runs come with execution: this release has no right to write to the namespace"),
+        ("QuotaSum", "the sum of changes is compared with ResourceQuotas when execution comes"),
+    ] {
+        checks.push(PreflightResult { check: check.into(), result: PreflightOutcome::NotCheckable, detail: Some(detail.into()) });
+    }
+    Ok(checks)
+}
+
+async fn snapshot_verified(repository: &Repository, resolved: &ResolvedSnapshot) -> PreflightResult {
+    let (result, detail) = match repository.verify_snapshot(&resolved.uid).await {
+        Ok(report) if report.is_clean() => (PreflightOutcome::Passed, None),
+        Ok(report) => {
+            let damaged: Vec<_> = report.findings.iter().take(SHOWN).map(|f| f.blob.clone()).collect();
+            (PreflightOutcome::Failed, Some(format!("stored contents are damaged: {}; name another snapshot", damaged.join(", "))))
+        }
+        Err(error) => (PreflightOutcome::Failed, Some(format!("{error}"))),
+    };
+    PreflightResult { check: "SnapshotVerified".into(), result, detail: detail.map(bounded) }
+}
+
+fn named(check: &str, objects: impl Iterator<Item = String>, what: &str, fix: &str) -> PreflightResult {
+    let objects: Vec<String> = objects.collect();
+    if objects.is_empty() {
+        return PreflightResult { check: check.into(), result: PreflightOutcome::Passed, detail: None };
+    }
+    let shown = objects.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = objects.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    PreflightResult {
+        check: check.into(),
+        result: PreflightOutcome::Failed,
+        detail: Some(bounded(format!("{what} {shown}{more}; {fix}"))),
+    }
+}
+
+fn bounded(text: String) -> String {
+    if text.chars().count() <= 1000 { text } else { text.chars().take(1000).collect() }
+}
+
+fn requester(request: &RollbackRequest) -> Option<Identity> {
+    let by = request.spec.requested_by.clone()?;
+    by.username.is_some().then_some(by)
+}
+
+/// The rights that the plan uses, each asked for the whole resource, and by name where that is refused.
+async fn rights(context: &Context, request: &RollbackRequest, sides: &Sides, plan: &Plan<Bound>) -> Result<PreflightResult, Failure> {
+    let Some(who) = requester(request) else {
+        return Ok(PreflightResult {
+            check: "RequesterRights".into(),
+            result: PreflightOutcome::Failed,
+            detail: Some("spec.requestedBy names nobody, so no rights can be looked at; create the request again".into()),
+        });
+    };
+    let namespace = request.namespace().unwrap_or_default();
+    let mut wanted: BTreeMap<Question, BTreeSet<String>> = BTreeMap::new();
+    for item in plan.items() {
+        let verbs: &[&'static str] = match &item.action {
+            Action::Create => &["create"],
+            Action::Update => &["update"],
+            Action::Recreate(_) => &["delete", "create"],
+            Action::Delete => &["delete"],
+            Action::Restart(_) => &["patch"],
+            Action::Keep(_) | Action::Skip(_) => &[],
+        };
+        let Some(kind) = sides.kinds.get(&(item.id.group.clone(), item.id.kind.clone())) else { continue };
+        for verb in verbs {
+            let question = Question {
+                verb,
+                group: item.id.group.clone(),
+                resource: kind.plural.clone(),
+                namespace: namespace.clone(),
+                name: None,
+            };
+            wanted.entry(question).or_default().insert(item.id.name.clone());
+        }
+    }
+    let refused = refused(context, &who, wanted).await?;
+    let user = who.username.unwrap_or_default();
+    Ok(named(
+        "RequesterRights",
+        refused.into_iter(),
+        &format!("{user} may not"),
+        "a rollback does nothing that its requester could not do by hand; grant these, or have somebody ask who holds them",
+    ))
+}
+
+async fn refused(context: &Context, who: &Identity, wanted: BTreeMap<Question, BTreeSet<String>>) -> Result<Vec<String>, Failure> {
+    let answers: Vec<Vec<String>> = stream::iter(wanted)
+        .map(|(question, objects)| async move {
+            if access::allowed(&context.client, who, &question).await? {
+                return Ok(Vec::new());
+            }
+            // `create` is never granted by name.
+            if question.verb == "create" {
+                return Ok(vec![question.to_string()]);
+            }
+            let mut refused = Vec::new();
+            for name in objects {
+                let one = Question { name: Some(name), ..question.clone() };
+                if !access::allowed(&context.client, who, &one).await? {
+                    refused.push(one.to_string());
+                }
+            }
+            Ok::<_, crate::cluster::Error>(refused)
+        })
+        .buffer_unordered(REVIEWS)
+        .try_collect()
+        .await?;
+    let mut refused: Vec<String> = answers.into_iter().flatten().collect();
+    refused.sort();
+    Ok(refused)
+}
+
+/// Objects that differ and that the requester may `get`: only their differences are shown.
+pub(super) async fn readable(context: &Context, request: &RollbackRequest, sides: &Sides, plan: &Plan<Bound>) -> Result<Readable, Failure> {
+    let Some(who) = requester(request) else { return Ok(Readable::new()) };
+    let namespace = request.namespace().unwrap_or_default();
+    let mut by_kind: BTreeMap<(String, String), Vec<ObjectId>> = BTreeMap::new();
+    for item in plan.items() {
+        by_kind.entry((item.id.group.clone(), item.id.kind.clone())).or_default().push(item.id.clone());
+    }
+    let mut readable = Readable::new();
+    for (kind, ids) in by_kind {
+        let Some(served) = sides.kinds.get(&kind) else { continue };
+        let question = Question { verb: "get", group: kind.0, resource: served.plural.clone(), namespace: namespace.clone(), name: None };
+        if access::allowed(&context.client, &who, &question).await? {
+            readable.extend(ids);
+            continue;
+        }
+        for id in ids {
+            let one = Question { name: Some(id.name.clone()), ..question.clone() };
+            if access::allowed(&context.client, &who, &one).await? {
+                readable.insert(id);
+            }
+        }
+    }
+    Ok(readable)
+}
+
+fn owners_in_git(request: &RollbackRequest, plan: &Plan<Bound>) -> PreflightResult {
+    let owned: BTreeMap<String, String> = plan
+        .writes()
+        .filter_map(|item| {
+            let live = item.live.as_ref().map(|l| &l.content.0);
+            let object = live.or(item.desired.as_ref().map(|d| &d.content.0))?;
+            Some((gitops::owner(object)?, item.id.to_string()))
+        })
+        .collect();
+    let shown = owned.iter().take(SHOWN).map(|(owner, object)| format!("{owner} owns {object}"));
+    match request.spec.gitops {
+        Gitops::Ignore if !owned.is_empty() => PreflightResult {
+            check: "GitOpsOwners".into(),
+            result: PreflightOutcome::Warning,
+            detail: Some(bounded(format!("{}; what is rolled back may be put forward again", shown.collect::<Vec<_>>().join(", ")))),
+        },
+        Gitops::Block | Gitops::Pause | Gitops::Ignore => named(
+            "GitOpsOwners",
+            shown,
+            "Git would put it back:",
+            "revert in Git, or suspend the owner and set gitops: Ignore",
+        ),
+    }
+}

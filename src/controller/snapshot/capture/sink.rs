@@ -1,0 +1,333 @@
+//! Writes what a pass reads into the repository, and tells the pass what it need not read again.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    pin::Pin,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use futures::{Stream, TryStreamExt as _, future, stream, stream::StreamExt as _};
+use tokio::sync::Mutex;
+
+use super::store_failure;
+use crate::{
+    api::snapshot::SecretsMode,
+    capture::{Failure, Identity, Item, Known, Observed, Sink, WantedKind},
+    domain::snapshot::{Extras, KindRead},
+    repository::{
+        self, Entry, FrameGroup, KindHeader, ManifestBuilder, ManifestReader, Repository, SharedKind, SnapshotRecord,
+        Writer,
+    },
+};
+
+/// What earlier snapshots say of themselves is read this many at once.
+const READ_AHEAD: usize = 16;
+
+/// The snapshot that a capture is built upon.
+pub(super) struct Previous {
+    reader: ManifestReader,
+    read: BTreeMap<String, KindRead>,
+    secrets: SecretsMode,
+}
+
+impl Previous {
+    /// `records`, with what they say of how they were read; `None` where that is not known, so that nothing is reused.
+    pub async fn all(repository: &Repository, records: &[Option<Arc<SnapshotRecord>>]) -> Vec<Option<Self>> {
+        let uids: Vec<Option<String>> = records
+            .iter()
+            .map(|record| Some(record.as_ref()?.uid.clone()))
+            .collect();
+        stream::iter(uids)
+            .map(|uid| async move {
+                match Self::open(repository, &uid?).await {
+                    Ok(previous) => previous,
+                    Err(error) => {
+                        tracing::debug!(%error, "the snapshot before is not reused");
+                        None
+                    }
+                }
+            })
+            .buffered(READ_AHEAD)
+            .collect()
+            .await
+    }
+
+    async fn open(repository: &Repository, uid: &str) -> repository::Result<Option<Self>> {
+        let reader = repository.manifest(uid).await?;
+        let Some(extras) = reader
+            .extras()
+            .await?
+            .and_then(|json| serde_json::from_value::<Extras>(json).ok())
+        else {
+            return Ok(None);
+        };
+        let secrets = extras.capture.and_then(|capture| capture.secrets).unwrap_or_default();
+        Ok(Some(Self {
+            reader,
+            read: extras.read,
+            secrets,
+        }))
+    }
+}
+
+/// One target: its manifest as it grows, and the one before.
+struct Lane {
+    builder: Mutex<ManifestBuilder>,
+    previous: Option<Previous>,
+    secrets: SecretsMode,
+    read: Mutex<BTreeMap<String, KindRead>>,
+}
+
+impl Lane {
+    /// The snapshot before, if it read `kind` by the same rules.
+    fn reusable(&self, kind: &WantedKind) -> Option<(&Previous, u64)> {
+        let previous = self.previous.as_ref()?;
+        let read = previous.read.get(&key(kind))?;
+        // Fingerprints depend on a key as well, which may have been replaced.
+        let values =
+            !kind.info.is_secret() || (self.secrets, previous.secrets) == (SecretsMode::Include, SecretsMode::Include);
+        (kind.rules.as_ref() == Some(&read.rules) && values).then_some((previous, read.objects))
+    }
+}
+
+/// A walk over the entries of one kind of one snapshot, beside the list of the same kind.
+struct Walk {
+    entries: Pin<Box<dyn Stream<Item = repository::Result<(SharedKind, Entry)>> + Send>>,
+    next: Option<Entry>,
+    /// The name that was asked for last.
+    at: String,
+    /// How often it may begin anew: a page can be asked for twice.
+    restarts: u8,
+}
+
+impl Walk {
+    async fn start(previous: &Previous, header: &KindHeader) -> repository::Result<Option<Self>> {
+        let mut entries = Box::pin(previous.reader.entries_of(&header.group, &header.kind));
+        let first = entries.try_next().await?;
+        // One header for all entries of a kind: another version gave other contents.
+        Ok(first.filter(|(found, _)| **found == *header).map(|(_, entry)| Self {
+            entries,
+            next: Some(entry),
+            at: String::new(),
+            restarts: 4,
+        }))
+    }
+
+    /// The entry of `name`; names come in ascending order, one that does not is not found.
+    async fn find(&mut self, name: &str) -> repository::Result<Option<&Entry>> {
+        while self.next.as_ref().is_some_and(|entry| *entry.name < *name) {
+            self.next = self.entries.try_next().await?.map(|(_, entry)| entry);
+        }
+        name.clone_into(&mut self.at);
+        Ok(self.next.as_ref().filter(|entry| entry.name == name))
+    }
+}
+
+/// Walks of one kind, by target; `None` where there is nothing (more) to find.
+type Walks = HashMap<usize, Option<Walk>>;
+
+pub(super) struct RepositorySink<'a> {
+    writer: &'a Writer,
+    lanes: Vec<Lane>,
+    walks: Mutex<HashMap<String, Walks>>,
+}
+
+impl<'a> RepositorySink<'a> {
+    /// One target after the other: its manifest, the snapshot before, and what it does with Secrets.
+    pub fn new(
+        writer: &'a Writer,
+        targets: impl IntoIterator<Item = (ManifestBuilder, Option<Previous>, SecretsMode)>,
+    ) -> Self {
+        let lane = |(builder, previous, secrets)| Lane {
+            builder: Mutex::new(builder),
+            previous,
+            secrets,
+            read: Mutex::default(),
+        };
+        Self {
+            writer,
+            lanes: targets.into_iter().map(lane).collect(),
+            walks: Mutex::default(),
+        }
+    }
+
+    /// The manifests, and how each kind was read.
+    pub fn into_targets(self) -> impl Iterator<Item = (ManifestBuilder, BTreeMap<String, KindRead>)> {
+        self.lanes
+            .into_iter()
+            .map(|lane| (lane.builder.into_inner(), lane.read.into_inner()))
+    }
+
+    async fn find(
+        &self,
+        header: &KindHeader,
+        lane: &Lane,
+        kind: &WantedKind,
+        walks: &mut Walks,
+        object: &Identity,
+    ) -> repository::Result<Option<Known>> {
+        let Some((previous, _)) = lane.reusable(kind) else {
+            return Ok(None);
+        };
+        if !walks.contains_key(&object.target) {
+            walks.insert(object.target, Walk::start(previous, header).await?);
+        }
+        if let Some(Some(walk)) = walks.get_mut(&object.target)
+            && *object.name < *walk.at
+            && walk.restarts > 0
+            && let Some(again) = Walk::start(previous, header).await?
+        {
+            *walk = Walk {
+                restarts: walk.restarts - 1,
+                ..again
+            };
+        }
+        let Some(Some(walk)) = walks.get_mut(&object.target) else {
+            return Ok(None);
+        };
+        let found = walk.find(&object.name).await?.filter(|entry| {
+            !object.uid.is_empty() && entry.uid == object.uid && entry.resource_version == object.resource_version
+        });
+        let known = found.map(|entry| Known {
+            content: entry.content,
+            size: entry.size,
+            beside: entry.beside,
+        });
+        // What was lost from the store is read again, which mends it.
+        Ok(known.filter(|known| {
+            self.writer.contains(&known.content) && known.beside.is_none_or(|beside| self.writer.contains(&beside))
+        }))
+    }
+
+    async fn entry(&self, kind: &WantedKind, item: Item) -> repository::Result<(usize, Entry)> {
+        let Observed { target, object } = match item {
+            Item::Read(observed) => observed,
+            Item::Same(
+                Identity {
+                    target,
+                    name,
+                    uid,
+                    resource_version,
+                },
+                Known { content, size, beside },
+            ) => {
+                return Ok((
+                    target,
+                    Entry {
+                        name,
+                        content,
+                        size,
+                        beside,
+                        uid,
+                        resource_version,
+                    },
+                ));
+            }
+        };
+        let (group, name) = (&kind.info.group, &kind.info.kind);
+        let (content, _) = self
+            .writer
+            .put(FrameGroup::content(group, name), &object.content)
+            .await?;
+        let beside = match &object.beside {
+            Some(bytes) => Some(self.writer.put(FrameGroup::beside(group, name), bytes).await?.0),
+            None => None,
+        };
+        let entry = Entry {
+            name: object.name,
+            content,
+            beside,
+            uid: object.uid,
+            resource_version: object.resource_version,
+            size: u32::try_from(object.content.len()).unwrap_or(u32::MAX),
+        };
+        Ok((target, entry))
+    }
+}
+
+fn key(kind: &WantedKind) -> String {
+    kind.display()
+}
+
+fn header(kind: &WantedKind) -> KindHeader {
+    KindHeader {
+        group: kind.info.group.clone(),
+        version: kind.info.version.clone(),
+        kind: kind.info.kind.clone(),
+        plural: kind.plural.clone(),
+        component: format!("{:?}", kind.component),
+        namespaced: true,
+    }
+}
+
+#[async_trait]
+impl Sink for RepositorySink<'_> {
+    async fn take(&self, kind: &WantedKind, objects: Vec<Observed>) -> Result<(), Failure> {
+        self.take_all(kind, objects.into_iter().map(Item::Read).collect()).await
+    }
+
+    fn expects(&self, kind: &WantedKind, targets: &[usize]) -> u64 {
+        targets
+            .iter()
+            .filter_map(|target| self.lanes[*target].reusable(kind))
+            .map(|(_, objects)| objects)
+            .sum()
+    }
+
+    async fn known(&self, kind: &WantedKind, objects: &[Identity]) -> Result<Vec<Option<Known>>, Failure> {
+        // Taken out while it is worked with: only one list of a kind runs at a time.
+        let mut walks = self.walks.lock().await.remove(&key(kind)).unwrap_or_default();
+        let targets: HashSet<usize> = objects.iter().map(|object| object.target).collect();
+        walks.retain(|target, _| targets.contains(target));
+        let header = header(kind);
+        let mut known = Vec::with_capacity(objects.len());
+        for object in objects {
+            let found = match self
+                .find(&header, &self.lanes[object.target], kind, &mut walks, object)
+                .await
+            {
+                Ok(found) => found,
+                Err(error) if error.is_transient() => return Err(store_failure(&error)),
+                // Deleted meanwhile, or damaged: everything is read, and the manifest's builder says what is wrong with it.
+                Err(error) => {
+                    tracing::debug!(%error, "the snapshot before is not reused");
+                    walks.insert(object.target, None);
+                    None
+                }
+            };
+            known.push(found);
+        }
+        self.walks.lock().await.insert(key(kind), walks);
+        Ok(known)
+    }
+
+    async fn take_all(&self, kind: &WantedKind, items: Vec<Item>) -> Result<(), Failure> {
+        let mut entries: HashMap<usize, Vec<Entry>> = HashMap::new();
+        for item in items {
+            let (target, entry) = self.entry(kind, item).await.map_err(|e| store_failure(&e))?;
+            entries.entry(target).or_default().push(entry);
+        }
+        let header = header(kind);
+        let adds = entries.into_iter().map(|(target, entries)| {
+            let (header, lane) = (&header, &self.lanes[target]);
+            async move {
+                if let Some(rules) = &kind.rules {
+                    let mut read = lane.read.lock().await;
+                    let read = read.entry(key(kind)).or_default();
+                    read.objects += entries.len() as u64;
+                    read.rules.clone_from(rules);
+                }
+                let mut builder = lane.builder.lock().await;
+                for entry in entries {
+                    builder.add(header, entry).await?;
+                }
+                Ok::<_, repository::Error>(())
+            }
+        });
+        future::try_join_all(adds)
+            .await
+            .map(drop)
+            .map_err(|e| store_failure(&e))
+    }
+}
