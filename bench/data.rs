@@ -7,7 +7,7 @@ use super::random::Random;
 use super::raw::Resource;
 
 /// Part of the name under which written data sets are kept; raise it when an object changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How many objects of each kind a namespace has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,8 +192,12 @@ impl DataSet {
             .mix
             .iter()
             .flat_map(|&(kind, count)| (0..count).map(move |number| (kind, number)));
+        let apps = place.apps();
         numbered
-            .map(|(kind, number)| objects::build(kind, &place, number, self.bulk, &mut random))
+            .map(|(kind, number)| {
+                let app = random.below(apps);
+                objects::build(kind, &place, (app, number), self.bulk, &mut random)
+            })
             .collect()
     }
 

@@ -198,7 +198,7 @@ impl Shared {
 /// The `ConfigMap` at `index`, with what the API server adds.
 fn config_map(place: &Place, index: usize, metadata_only: bool) -> Value {
     let mut random = Random::new(3, index as u64);
-    let mut object = objects::build(Kind::ConfigMap, place, index, 1, &mut random);
+    let mut object = objects::build(Kind::ConfigMap, place, (index / 8, index), 1, &mut random);
     let text = |random: &mut Random, length| random.text(HEXADECIMAL, length);
     let uid = format!(
         "{}-{}-4{}-8{}-{}",
@@ -232,7 +232,7 @@ fn config_map(place: &Place, index: usize, metadata_only: bool) -> Value {
         "time": time, "fieldsType": "FieldsV1",
         "fieldsV1": {"f:data": fields, "f:metadata": {"f:annotations": owned("annotations"), "f:labels": owned("labels")}},
     }]);
-    // Lists come in the order of names.
+    // Lists come in the order of names, which begin with the application's; here the index stands for it.
     metadata["name"] = format!("cm-{index:07}-{}", object.name).into();
     metadata["uid"] = uid.into();
     metadata["resourceVersion"] = (1_000 + index).to_string().into();

@@ -12,6 +12,7 @@ mod objects;
 mod operator;
 mod random;
 mod raw;
+mod reads;
 mod report;
 mod rows;
 

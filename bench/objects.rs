@@ -140,17 +140,22 @@ impl Place {
             apps,
         }
     }
+
+    /// How many applications it has.
+    pub fn apps(&self) -> usize {
+        self.apps.len()
+    }
 }
 
-/// The object of `kind` with the given `number` in its namespace; `bulk` as in [`super::data::DataSet`].
-pub fn build(kind: Kind, place: &Place, number: usize, bulk: usize, random: &mut Random) -> Object {
+/// The object of `kind` with the given `number` in its namespace, of the application at the index `app`; `bulk` as in [`super::data::DataSet`].
+pub fn build(kind: Kind, place: &Place, (app, number): (usize, usize), bulk: usize, random: &mut Random) -> Object {
     let namespace = place.namespace.as_str();
     let (manager, applied) = if random.chance(90) {
         place.manager
     } else {
         MANAGERS[random.below(MANAGERS.len())]
     };
-    let (app, version) = place.apps[random.below(place.apps.len())].clone();
+    let (app, version) = place.apps[app % place.apps.len()].clone();
     let suffix = random.pick(&["", "-config", "-v2", "-eu"]);
     let frame = Frame {
         namespace,
@@ -301,9 +306,36 @@ fn value(random: &mut Random) -> String {
     }
 }
 
-fn properties(random: &mut Random, lines: usize) -> String {
+/// The lines of one application's settings: the same in each of its objects, but for one in ten.
+struct Lines<'a> {
+    common: Random,
+    own: &'a mut Random,
+}
+
+impl<'a> Lines<'a> {
+    fn new(app: &str, own: &'a mut Random) -> Self {
+        let seed = app
+            .bytes()
+            .fold(0_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        Self {
+            common: Random::new(seed, 0),
+            own,
+        }
+    }
+
+    fn next(&mut self) -> &mut Random {
+        if self.own.chance(10) {
+            self.own
+        } else {
+            &mut self.common
+        }
+    }
+}
+
+fn properties(mut source: Lines<'_>, lines: usize) -> String {
     let mut text = String::new();
     for _ in 0..lines {
+        let random = source.next();
         let _ = writeln!(
             text,
             "{}.{}={}",
@@ -315,21 +347,17 @@ fn properties(random: &mut Random, lines: usize) -> String {
     text
 }
 
-fn yaml(random: &mut Random, lines: usize) -> String {
-    let mut text = format!(
-        "# settings of {}\nserver:\n  port: {}\n",
-        random.pick(TOPICS),
-        random.between(8000, 9999)
-    );
+fn yaml(mut source: Lines<'_>, lines: usize) -> String {
+    let random = source.next();
+    let (topic, port) = (random.pick(TOPICS), random.between(8000, 9999));
+    let mut text = format!("# settings of {topic}\nserver:\n  port: {port}\n");
     for _ in 0..lines / 3 {
+        let random = source.next();
+        let (name, first, second) = (random.pick(ROLES), random.pick(TOPICS), random.pick(TOPICS));
+        let (setting, value) = (random.pick(SETTINGS), value(random));
         let _ = write!(
             text,
-            "  - name: {}\n    route: /{}/{}\n    {}: {}\n",
-            random.pick(ROLES),
-            random.pick(TOPICS),
-            random.pick(TOPICS),
-            random.pick(SETTINGS),
-            value(random)
+            "  - name: {name}\n    route: /{first}/{second}\n    {setting}: {value}\n"
         );
     }
     text
@@ -342,9 +370,12 @@ fn config_map(frame: &Frame<'_>, bulk: usize, random: &mut Random) -> Value {
     }
     let lines = random.between(2, 22) * bulk;
     let text = if random.chance(50) {
-        ("application.properties", properties(random, lines))
+        (
+            "application.properties",
+            properties(Lines::new(&frame.app, random), lines),
+        )
     } else {
-        ("config.yaml", yaml(random, lines))
+        ("config.yaml", yaml(Lines::new(&frame.app, random), lines))
     };
     data.insert(text.0.to_owned(), text.1.into());
     data.insert("app".to_owned(), frame.app.as_str().into());
@@ -385,7 +416,7 @@ fn secret(frame: &Frame<'_>, number: usize, bulk: usize, random: &mut Random) ->
     if bulk > 1 {
         data.insert(
             "application.properties".to_owned(),
-            properties(random, 15 * bulk).into(),
+            properties(Lines::new(&frame.app, random), 15 * bulk).into(),
         );
     }
     if random.chance(20) {

@@ -14,6 +14,7 @@ use super::memory::{Peak, memory_of};
 use super::operator::{self, Operator};
 use super::random::Random;
 use super::raw::{self, Resource};
+use super::reads;
 use super::report::{Goal, Report, Row, Unit, bytes, median};
 
 /// How long a capture may take before the run is given up.
@@ -233,6 +234,25 @@ impl<'a> Bench<'a> {
         });
         self.exact(report, &first, least, read, &load::stored(&store)?, &before);
         scout.kill().await?;
+        let reads = reads::worst_object(&store).await?;
+        let most = Some(Goal::AtMost(3.0));
+        report.add(self.row(
+            10,
+            "GETs from the store for one object",
+            float(reads.gets),
+            Unit::Number,
+            most,
+            None,
+        ));
+        let most = Some(Goal::AtMost(float(256 << 10)));
+        report.add(self.row(
+            10,
+            "bytes from the store for one object",
+            float(reads.bytes),
+            Unit::Bytes,
+            most,
+            None,
+        ));
 
         let mut samples = Samples::default();
         for pair in 0..self.plan.pairs {

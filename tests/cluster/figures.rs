@@ -34,6 +34,8 @@ mod operator;
 mod random;
 #[path = "../../bench/raw.rs"]
 mod raw;
+#[path = "../../bench/reads.rs"]
+mod reads;
 #[path = "../../bench/report.rs"]
 mod report;
 
@@ -176,6 +178,12 @@ async fn one_namespace_is_read_page_by_page_and_stored_small_and_nothing_is_stor
     assert_few_writes(&filled, &empty);
     let (_, bytes) = filled.written_since(&empty);
     assert_small(bytes, scene.listed(&first, namespace).await.unwrap());
+
+    let reads = reads::worst_object(&scene.store).await.unwrap();
+    assert!(
+        reads.gets <= 3 && reads.bytes <= 256 << 10,
+        "reading one object takes {reads:?}"
+    );
 
     let second = scene
         .capture(&scene.namespaces, "second", Arrival::Created)
