@@ -122,6 +122,16 @@ pub(super) fn submit(snapshot: &Snapshot, context: &Context) {
     context.metrics.captures_waiting.set(i64::try_from(context.captures.waiting()).unwrap_or(i64::MAX));
 }
 
+/// Notes that a Snapshot that was just seen will ask for its capture.
+pub(super) fn expected(context: &Context, snapshot: &Snapshot) {
+    let phase = snapshot.status.as_ref().and_then(|status| status.phase).unwrap_or_default();
+    if phase == SnapshotPhase::Pending
+        && let Some(uid) = snapshot.uid()
+    {
+        context.captures.expect(&uid);
+    }
+}
+
 /// Lets go of the contents of a Snapshot that was seen to go.
 pub(super) fn released(context: &Arc<Context>, snapshot: &Snapshot) {
     let Some(uid) = snapshot.uid() else { return };

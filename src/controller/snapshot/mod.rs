@@ -46,13 +46,13 @@ pub async fn run(context: Arc<Context>, ended: UnboundedReceiver<(String, String
 
     let api: Api<Snapshot> = Api::all(context.client.clone());
     let (reader, writer) = reflector::store();
-    let deleted = Arc::clone(&context);
+    let seen = Arc::clone(&context);
     let changes = watcher(api, watcher::Config::default().page_size(500).any_semantic())
         .default_backoff()
-        .inspect_ok(move |event| {
-            if let watcher::Event::Delete(snapshot) = event {
-                apply::released(&deleted, snapshot);
-            }
+        .inspect_ok(move |event| match event {
+            watcher::Event::Delete(snapshot) => apply::released(&seen, snapshot),
+            watcher::Event::Apply(snapshot) | watcher::Event::InitApply(snapshot) => apply::expected(&seen, snapshot),
+            watcher::Event::Init | watcher::Event::InitDone => {}
         })
         // Half of an object's size, and never read.
         .modify(|snapshot| {
@@ -76,10 +76,17 @@ pub async fn run(context: Arc<Context>, ended: UnboundedReceiver<(String, String
 }
 
 async fn reconcile(snapshot: Arc<Snapshot>, context: Arc<Context>) -> Result<Action, cluster::Error> {
-    let observed = gather::observe(&snapshot, &context).await;
-    let step = lifecycle::next(&observed.facts(&snapshot, &context));
-    let outcome = apply::step(step, observed, &snapshot, &context).await?;
-    status::publish(&snapshot, outcome, &context).await
+    let outcome = step(&snapshot, &context).await;
+    // Whatever came of it: a pass need not wait for this one any more.
+    context.captures.expect_no_more(&snapshot.uid().unwrap_or_default());
+    outcome
+}
+
+async fn step(snapshot: &Arc<Snapshot>, context: &Context) -> Result<Action, cluster::Error> {
+    let observed = gather::observe(snapshot, context).await;
+    let step = lifecycle::next(&observed.facts(snapshot, context));
+    let outcome = apply::step(step, observed, snapshot, context).await?;
+    status::publish(snapshot, outcome, context).await
 }
 
 #[allow(clippy::needless_pass_by_value)]

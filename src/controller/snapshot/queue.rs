@@ -72,6 +72,8 @@ pub enum Progress {
 }
 
 enum Entry {
+    /// Seen to need a capture, not asked for yet.
+    Expected,
     Waiting(CaptureRequest),
     Running,
     Ended(Box<CaptureOutcome>),
@@ -104,11 +106,28 @@ impl Captures {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes that a capture will be asked for: a pass waits for it, so that what is due together is read together.
+    pub fn expect(&self, uid: &str) {
+        self.lock().entry(uid.to_owned()).or_insert(Entry::Expected);
+    }
+
+    /// Notes that a capture that was expected is not asked for after all.
+    pub fn expect_no_more(&self, uid: &str) {
+        let mut entries = self.lock();
+        if matches!(entries.get(uid), Some(Entry::Expected)) {
+            entries.remove(uid);
+            drop(entries);
+            self.arrived.notify_one();
+        }
+    }
+
     /// Asks for a capture; a second call while it waits or runs changes nothing.
     pub fn submit(&self, request: CaptureRequest) {
-        self.lock()
-            .entry(request.uid.clone())
-            .or_insert(Entry::Waiting(request));
+        let mut entries = self.lock();
+        if matches!(entries.get(&request.uid), None | Some(Entry::Expected)) {
+            entries.insert(request.uid.clone(), Entry::Waiting(request));
+        }
+        drop(entries);
         self.arrived.notify_one();
     }
 
@@ -116,6 +135,7 @@ impl Captures {
     pub fn progress(&self, uid: &str) -> Progress {
         match self.lock().get(uid) {
             None => Progress::Unknown,
+            Some(Entry::Expected) => Progress::Unknown,
             Some(Entry::Waiting(_)) => Progress::Waiting,
             Some(Entry::Running) => Progress::Running,
             Some(Entry::Ended(outcome)) => Progress::Ended(outcome.clone()),
@@ -173,11 +193,12 @@ impl Captures {
         }
     }
 
-    /// Waits until nobody new comes.
+    /// Waits until nobody new comes and nobody is expected.
     async fn settle(&self) {
         let began = Instant::now();
         while began.elapsed() < LONGEST_WAIT && self.waiting() < MOST_IN_A_PASS {
-            if tokio::time::timeout(QUIET, self.arrived.notified()).await.is_err() {
+            let quiet = tokio::time::timeout(QUIET, self.arrived.notified()).await.is_err();
+            if quiet && !self.lock().values().any(|entry| matches!(entry, Entry::Expected)) {
                 return;
             }
         }
@@ -211,6 +232,33 @@ mod tests {
             namespace: "shop".into(),
             spec: Arc::default(),
         }
+    }
+
+    #[tokio::test]
+    async fn a_pass_waits_for_what_is_expected_and_not_for_what_is_no_more() {
+        let (captures, _ended) = Captures::new();
+        captures.expect("late");
+        captures.expect("never");
+        captures.submit(request("early"));
+        let passes = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&passes);
+        let runner = tokio::spawn(captures.clone().run(CancellationToken::new(), move |batch| {
+            seen.lock().unwrap().push(batch.len());
+            async move { batch.iter().map(|_| Err(CaptureFailure { class: Class::Invalid, reason: "Test", message: String::new() })).collect() }
+        }));
+        tokio::time::timeout(QUIET * 3, std::future::pending::<()>()).await.unwrap_err();
+        assert!(passes.lock().unwrap().is_empty(), "the pass did not wait");
+        captures.submit(request("late"));
+        captures.expect_no_more("never");
+        tokio::time::timeout(Duration::from_secs(5), async {
+            while passes.lock().unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(*passes.lock().unwrap(), [2]);
+        runner.abort();
     }
 
     #[tokio::test]
