@@ -16,7 +16,7 @@ use super::{
     error::{Error, Result},
     index::{Index, key_of},
     journal::{Op, WireSnapshot},
-    manifest::{Buffer, ManifestBuilder, SPILL_ROW_BYTES},
+    manifest::{Buffer, KindHeader, ManifestBuilder, SPILL_ROW_BYTES, SharedKind},
     model::{FORMAT_VERSION, LineageKey, ParentHint, SnapshotDraft, SnapshotRecord},
     pack::{self, FRAME_TARGET, Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, lock},
     packer::Packer,
@@ -45,6 +45,8 @@ pub(super) struct WriterInner {
     upload: tokio::sync::Mutex<()>,
     buffers: Mutex<Vec<Weak<tokio::sync::Mutex<Buffer>>>>,
     buffered: AtomicUsize,
+    /// One copy of each kind for all builders.
+    kinds: Mutex<HashSet<SharedKind>>,
 }
 
 /// Writes contents and commits snapshots. `put` and `contains` may be called from several tasks at once.
@@ -106,6 +108,7 @@ impl WriterInner {
             upload: tokio::sync::Mutex::default(),
             buffers: Mutex::default(),
             buffered: AtomicUsize::new(0),
+            kinds: Mutex::default(),
         }
     }
 
@@ -306,6 +309,16 @@ impl WriterInner {
             buffers.retain(|buffer| buffer.strong_count() > 0);
         }
         buffers.push(Arc::downgrade(buffer));
+    }
+
+    pub fn shared_kind(&self, kind: &KindHeader) -> SharedKind {
+        let mut kinds = lock(&self.kinds);
+        if let Some(known) = kinds.get(kind) {
+            return known.clone();
+        }
+        let shared = SharedKind::new(kind.clone());
+        kinds.insert(shared.clone());
+        shared
     }
 
     /// Counts one more waiting row; true when there are too many.

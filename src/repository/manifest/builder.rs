@@ -1,6 +1,6 @@
 //! Builds the manifest of one snapshot while its objects stream by, holding only what differs from the previous one.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
@@ -43,7 +43,6 @@ pub struct ManifestBuilder {
     previous: Option<Arc<SnapshotRecord>>,
     buffer: Arc<Mutex<Buffer>>,
     states: Vec<KindState>,
-    by_id: HashMap<(String, String), usize>,
     current: usize,
     counts: Counts,
     logical: i64,
@@ -89,7 +88,6 @@ impl ManifestBuilder {
             logical: previous.as_ref().map_or(0, |p| p.sizes.logical.cast_signed()),
             previous,
             states: Vec::new(),
-            by_id: HashMap::new(),
             current: 0,
             counts: Counts::default(),
             new: 0,
@@ -219,16 +217,15 @@ impl ManifestBuilder {
         {
             return Ok(self.current);
         }
-        let id = (kind.group.clone(), kind.kind.clone());
-        if let Some(at) = self.by_id.get(&id) {
-            if *self.states[*at].header != *kind {
+        if let Some(at) = self.position(kind) {
+            if *self.states[at].header != *kind {
                 return Err(Error::Invalid(format!(
                     "kind {}/{} is added with two headers",
                     kind.group, kind.kind
                 )));
             }
-            self.current = *at;
-            return Ok(*at);
+            self.current = at;
+            return Ok(at);
         }
         let (mut walk, mut same_header) = (None, false);
         if let Some(previous) = &self.previous {
@@ -242,7 +239,7 @@ impl ManifestBuilder {
                 walk = Some(Box::new((cursor, entry)));
             }
         }
-        let header = Arc::new(kind.clone());
+        let header = self.writer.shared_kind(kind);
         self.buffer.lock().await.kinds.push(header.clone());
         self.states.push(KindState {
             header,
@@ -251,8 +248,14 @@ impl ManifestBuilder {
             same_header,
         });
         self.current = self.states.len() - 1;
-        self.by_id.insert(id, self.current);
         Ok(self.current)
+    }
+
+    /// A namespace holds a few dozen kinds, and they rarely alternate: a walk is cheaper than a map in each of thousands of builders.
+    fn position(&self, kind: &KindHeader) -> Option<usize> {
+        self.states
+            .iter()
+            .position(|state| state.header.group == kind.group && state.header.kind == kind.kind)
     }
 
     async fn look_up(&self, at: usize, name: &str) -> Result<Option<Entry>> {
@@ -323,8 +326,7 @@ impl ManifestBuilder {
         };
         let mut cursor = Cursor::of(&self.writer.repository, &previous, true);
         while let Some((kind, entry)) = cursor.next().await? {
-            let id = (kind.group.clone(), kind.kind.clone());
-            if self.by_id.contains_key(&id) {
+            if self.position(&kind).is_some() {
                 cursor.seek((&kind.group, &kind.kind, AFTER_ALL_NAMES)).await?;
                 continue;
             }
@@ -336,7 +338,6 @@ impl ManifestBuilder {
                 walk: None,
                 same_header: true,
             });
-            self.by_id.insert(id, at);
             let at = u32::try_from(at).unwrap_or(u32::MAX);
             self.remove(at, &entry).await?;
             while let Some((next, entry)) = cursor.next().await? {
