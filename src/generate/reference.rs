@@ -263,22 +263,35 @@ pub(super) fn reasons() -> Document {
 /// One page a program.
 pub(super) fn command_lines() -> Vec<Document> {
     use clap::Args as _;
-    let operator = crate::config::RunOptions::augment_args(clap::Command::new("backstep run"))
+    let operator = crate::config::RunOptions::augment_args(clap::Command::new("backstep run").bin_name("backstep run"))
         .about("The operator. The chart starts it; the options are for those who start it themselves.");
+    let cli = crate::cli::command().mut_args(|arg| arg.help_heading(None::<&str>));
     vec![
-        command_line("docs/reference/cli.md", crate::cli::command()),
-        command_line("docs/reference/operator.md", operator),
+        command_line("docs/reference/operator.md", "src/config.rs", operator, ""),
+        command_line("docs/reference/cli.md", "src/cli", cli, &exit_codes()),
     ]
 }
 
-fn command_line(path: &str, mut command: clap::Command) -> Document {
+/// `end` stands behind the last verb, in place of what the program's own help ends with.
+fn command_line(path: &str, source: &str, mut command: clap::Command, end: &str) -> Document {
     command.build();
-    let mut page = format!("{HEADER}# {}\n\n", command.get_name());
+    let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
+    let header = HEADER.replace("src/api", source);
+    let mut page = format!("{header}# {name}\n\n");
     describe(&mut page, &command, 1);
+    page.push_str(end);
     Document {
         path: path.to_owned(),
         text: finish(&page),
     }
+}
+
+fn exit_codes() -> String {
+    let mut text = String::from("## Exit codes\n\nOf every verb.\n\n| code | meaning |\n|---|---|\n");
+    for (exit, meaning) in crate::cli::exit::TABLE {
+        let _ = writeln!(text, "| {} | {} |", exit as u8, cell(meaning));
+    }
+    text
 }
 
 fn describe(page: &mut String, command: &clap::Command, depth: usize) {
@@ -288,6 +301,13 @@ fn describe(page: &mut String, command: &clap::Command, depth: usize) {
     let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
     let usage = command.clone().bin_name(name).render_usage().to_string();
     let _ = writeln!(page, "```text\n{}\n```\n", usage.trim_start_matches("Usage: "));
+    let aliases: Vec<String> = command
+        .get_visible_aliases()
+        .map(|alias| format!("`{alias}`"))
+        .collect();
+    if !aliases.is_empty() {
+        let _ = writeln!(page, "Also: {}\n", aliases.join(", "));
+    }
     // Options that a parent already lists are not repeated below it.
     let mut shown = command
         .get_arguments()
@@ -307,8 +327,9 @@ fn describe(page: &mut String, command: &clap::Command, depth: usize) {
         }
         page.push('\n');
     }
-    if let Some(after) = command.get_after_long_help().or_else(|| command.get_after_help()) {
-        let _ = writeln!(page, "```text\n{}\n```\n", after.to_string().trim_end());
+    let after = command.get_after_long_help().or_else(|| command.get_after_help());
+    if let (Some(after), true) = (after, depth > 1) {
+        examples(page, &after.to_string());
     }
     for sub in command
         .get_subcommands()
@@ -324,20 +345,27 @@ fn describe(page: &mut String, command: &clap::Command, depth: usize) {
     }
 }
 
+/// Indented lines are commands, the others are text.
+fn examples(page: &mut String, text: &str) {
+    let (commands, prose): (Vec<&str>, Vec<&str>) = text
+        .lines()
+        .filter(|line| *line != "Examples:")
+        .partition(|line| line.starts_with("  "));
+    if !commands.is_empty() {
+        let commands: Vec<&str> = commands.iter().map(|line| line.trim()).collect();
+        let _ = writeln!(page, "```sh\n{}\n```\n", commands.join("\n"));
+    }
+    let prose = prose.join("\n");
+    if !prose.trim().is_empty() {
+        let _ = writeln!(page, "{}\n", prose.trim().replace('<', "&lt;"));
+    }
+}
+
+/// As clap writes it: `-n, --namespace <NAME>`, `--wait[=<TIMEOUT>]`, `[NAME]`, `<TAG>...`.
 fn signature(argument: &clap::Arg) -> String {
-    let mut names: Vec<String> = argument.get_short().map(|s| format!("-{s}")).into_iter().collect();
-    names.extend(argument.get_long().map(|l| format!("--{l}")));
-    let values: Vec<String> = argument
-        .get_value_names()
-        .unwrap_or_default()
-        .iter()
-        .map(|v| format!("<{v}>"))
-        .collect();
-    let takes_value = argument.get_action().takes_values();
-    match (names.is_empty(), takes_value) {
-        (true, _) => values.join(" "),
-        (false, true) => format!("{} {}", names.join(", "), values.join(" ")),
-        (false, false) => names.join(", "),
+    match (argument.get_short(), argument.get_long()) {
+        (Some(short), Some(_)) => format!("-{short}, {argument}"),
+        _ => argument.to_string(),
     }
 }
 
@@ -352,7 +380,7 @@ fn default(argument: &clap::Arg) -> String {
         _ if !argument.get_action().takes_values() => String::new(),
         values => format!("`{}`", values.join(" ")),
     };
-    if let Some(variable) = argument.get_env() {
+    if let Some(variable) = argument.get_env().filter(|_| !argument.is_hide_env_set()) {
         let _ = write!(
             text,
             "{}env `{}`",

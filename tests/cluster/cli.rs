@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use backstep::api::snapshot::SnapshotPhase;
 use serde_json::{Value, json};
 use testbed::{Cluster, ClusterOptions, Ran, User, wait_until};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -315,16 +316,43 @@ async fn lists_come_whole_or_page_by_page() -> Result<()> {
 #[tokio::test]
 async fn a_page_of_one_lineage_holds_as_many_as_were_asked_for() -> Result<()> {
     namespace("pages").await?;
-    for (name, lineage) in [("a", "other"), ("b", "shop"), ("c", "other"), ("d", "other"), ("e", "shop"), ("f", "shop")] {
+    for (name, lineage) in [
+        ("a", "other"),
+        ("b", "shop"),
+        ("c", "other"),
+        ("d", "other"),
+        ("e", "shop"),
+        ("f", "shop"),
+    ] {
         let create = ["snapshot", "create", name, "-n", "pages", "--lineage", lineage];
         backstep(&alice(), &create).await?.success()?;
     }
-    let list = ["snapshot", "list", "-n", "pages", "--lineage", "shop", "--limit", "2", "-o", "name"];
+    let list = [
+        "snapshot",
+        "list",
+        "-n",
+        "pages",
+        "--lineage",
+        "shop",
+        "--limit",
+        "2",
+        "-o",
+        "name",
+    ];
     let page = backstep(&alice(), &list).await?.success()?;
-    assert_eq!(page.stdout, "snapshot.backstep.dev/b\nsnapshot.backstep.dev/e\n", "{page}");
+    assert_eq!(
+        page.stdout, "snapshot.backstep.dev/b\nsnapshot.backstep.dev/e\n",
+        "{page}"
+    );
     let token = page.stderr.split_whitespace().last().context("no token")?;
-    let rest = backstep(&alice(), &[&list[..], &["--continue", token]].concat()).await?.success()?;
-    assert_eq!((rest.stdout.as_str(), rest.stderr.as_str()), ("snapshot.backstep.dev/f\n", ""), "{rest}");
+    let rest = backstep(&alice(), &[&list[..], &["--continue", token]].concat())
+        .await?
+        .success()?;
+    assert_eq!(
+        (rest.stdout.as_str(), rest.stderr.as_str()),
+        ("snapshot.backstep.dev/f\n", ""),
+        "{rest}"
+    );
     let nonsense = ["snapshot", "list", "-n", "pages", "--lineage", "shop,metadata.name=a"];
     exits(&backstep(&alice(), &nonsense).await?, 2)
 }
@@ -848,6 +876,42 @@ async fn contents_are_shown_compared_and_exported_without_a_secret_value() -> Re
 }
 
 #[tokio::test]
+async fn every_example_of_a_snapshot_becomes_ready() -> Result<()> {
+    let installed = shop("cli-examples", Store::Secrets).await?;
+    let label = ["label", "configmap/web", "-n", "shop", "app.kubernetes.io/part-of=shop"];
+    installed
+        .cluster
+        .kubectl(&User::admin(), &label, None)
+        .await?
+        .success()?;
+    let mut seen = 0;
+    for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))? {
+        let path = file?.path();
+        let manifest = std::fs::read_to_string(&path)?;
+        if !manifest.contains("\nkind: Snapshot\n") {
+            continue;
+        }
+        let create = ["create", "-n", "shop", "-o", "name", "-f", "-"];
+        let made = installed
+            .cluster
+            .kubectl(&alice(), &create, Some(&manifest))
+            .await?
+            .success()?;
+        let (_, name) = made.stdout.trim().split_once('/').context("no name")?;
+        let snapshot = installed.ended("shop", name).await?;
+        ensure!(
+            snapshot.status.as_ref().and_then(|s| s.phase) == Some(SnapshotPhase::Ready),
+            "{}: {:?}",
+            path.display(),
+            snapshot.status
+        );
+        seen += 1;
+    }
+    ensure!(seen >= 2, "only {seen} examples of snapshots");
+    installed.cluster.stop().await
+}
+
+#[tokio::test]
 async fn who_may_not_read_the_store_is_told_so_and_still_sees_the_status() -> Result<()> {
     let installed = shop("cli-rights", Store::Secrets).await?;
     run(&installed, &alice(), &["snapshot", "create", "mine", "--wait=60s"], 0).await?;
@@ -876,7 +940,11 @@ async fn who_may_not_read_the_store_is_told_so_and_still_sees_the_status() -> Re
     assert_eq!(status["operator"]["known"]["running"], json!(true), "{status:#}");
     assert_eq!(status["repository"]["known"]["snapshots"], json!(1), "{status:#}");
     // The quota is the operator's, of which this command knows only what was published.
-    assert_eq!(status["repository"]["known"]["quotaBytes"], json!(512 << 20), "{status:#}");
+    assert_eq!(
+        status["repository"]["known"]["quotaBytes"],
+        json!(512 << 20),
+        "{status:#}"
+    );
     let told = run(&installed, &User::admin(), &["status"], 0).await?;
     ensure!(told.stdout.contains(" of 512.00 MiB in "), "{told}");
     installed.cluster.stop().await
