@@ -283,7 +283,10 @@ mod tests {
 
     #[test]
     fn only_one_is_singular() {
-        assert_eq!([0_u64, 1, 2].map(|n| counted(n, "image")), ["0 images", "1 image", "2 images"]);
+        assert_eq!(
+            [0_u64, 1, 2].map(|n| counted(n, "image")),
+            ["0 images", "1 image", "2 images"]
+        );
     }
 
     #[test]

@@ -41,7 +41,10 @@ fn rows(status: &Status) -> Vec<Vec<(String, Tone)>> {
     }
     let listed = |names: &Vec<String>| {
         if names.is_empty() {
-            ("none; is the chart installed? see `kubectl backstep doctor`".to_owned(), Tone::Bad)
+            (
+                "none; is the chart installed? see `kubectl backstep doctor`".to_owned(),
+                Tone::Bad,
+            )
         } else {
             (names.join(", "), Tone::Plain)
         }

@@ -160,9 +160,12 @@ impl Store {
 
     fn backend(&self) -> Result<Arc<dyn Backend>, repository::Error> {
         Ok(match &self.location {
-            Location::Secrets => {
-                Arc::new(SecretsBackend::new(self.client.clone(), &self.namespace, names::BUILT_IN_STORE, self.quota)?)
-            }
+            Location::Secrets => Arc::new(SecretsBackend::new(
+                self.client.clone(),
+                &self.namespace,
+                names::BUILT_IN_STORE,
+                self.quota,
+            )?),
             Location::Directory(path) => Arc::new(ObjectStoreBackend::local(path)?.with_quota(self.quota)),
         })
     }
@@ -215,8 +218,10 @@ impl Store {
         };
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         let patch = Patch::Apply(&map);
-        call::repeat("publish the store's location", call::DEADLINE, || api.patch(names::STORE_CONFIG_MAP, &params, &patch))
-            .await
-            .map(drop)
+        call::repeat("publish the store's location", call::DEADLINE, || {
+            api.patch(names::STORE_CONFIG_MAP, &params, &patch)
+        })
+        .await
+        .map(drop)
     }
 }

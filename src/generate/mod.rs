@@ -224,10 +224,15 @@ mod tests {
         leaves(&command, &mut names);
         assert!(names.len() > 10, "{names:?}");
         for name in names {
-            let (_, section) = page.split_once(&format!("# {name}\n")).unwrap_or_else(|| panic!("no {name}"));
+            let (_, section) = page
+                .split_once(&format!("# {name}\n"))
+                .unwrap_or_else(|| panic!("no {name}"));
             let section = section.split("\n#").next().unwrap();
             assert!(section.contains(&format!("```text\n{name}")), "{section}");
-            assert!(section.contains(&format!("```sh\n{name}")) || section.contains("completion bash"), "{section}");
+            assert!(
+                section.contains(&format!("```sh\n{name}")) || section.contains("completion bash"),
+                "{section}"
+            );
         }
         for (exit, meaning) in crate::cli::exit::TABLE {
             assert!(page.contains(&format!("| {} | {meaning} |", exit as u8)), "{meaning}");

@@ -315,16 +315,43 @@ async fn lists_come_whole_or_page_by_page() -> Result<()> {
 #[tokio::test]
 async fn a_page_of_one_lineage_holds_as_many_as_were_asked_for() -> Result<()> {
     namespace("pages").await?;
-    for (name, lineage) in [("a", "other"), ("b", "shop"), ("c", "other"), ("d", "other"), ("e", "shop"), ("f", "shop")] {
+    for (name, lineage) in [
+        ("a", "other"),
+        ("b", "shop"),
+        ("c", "other"),
+        ("d", "other"),
+        ("e", "shop"),
+        ("f", "shop"),
+    ] {
         let create = ["snapshot", "create", name, "-n", "pages", "--lineage", lineage];
         backstep(&alice(), &create).await?.success()?;
     }
-    let list = ["snapshot", "list", "-n", "pages", "--lineage", "shop", "--limit", "2", "-o", "name"];
+    let list = [
+        "snapshot",
+        "list",
+        "-n",
+        "pages",
+        "--lineage",
+        "shop",
+        "--limit",
+        "2",
+        "-o",
+        "name",
+    ];
     let page = backstep(&alice(), &list).await?.success()?;
-    assert_eq!(page.stdout, "snapshot.backstep.dev/b\nsnapshot.backstep.dev/e\n", "{page}");
+    assert_eq!(
+        page.stdout, "snapshot.backstep.dev/b\nsnapshot.backstep.dev/e\n",
+        "{page}"
+    );
     let token = page.stderr.split_whitespace().last().context("no token")?;
-    let rest = backstep(&alice(), &[&list[..], &["--continue", token]].concat()).await?.success()?;
-    assert_eq!((rest.stdout.as_str(), rest.stderr.as_str()), ("snapshot.backstep.dev/f\n", ""), "{rest}");
+    let rest = backstep(&alice(), &[&list[..], &["--continue", token]].concat())
+        .await?
+        .success()?;
+    assert_eq!(
+        (rest.stdout.as_str(), rest.stderr.as_str()),
+        ("snapshot.backstep.dev/f\n", ""),
+        "{rest}"
+    );
     let nonsense = ["snapshot", "list", "-n", "pages", "--lineage", "shop,metadata.name=a"];
     exits(&backstep(&alice(), &nonsense).await?, 2)
 }
@@ -876,7 +903,11 @@ async fn who_may_not_read_the_store_is_told_so_and_still_sees_the_status() -> Re
     assert_eq!(status["operator"]["known"]["running"], json!(true), "{status:#}");
     assert_eq!(status["repository"]["known"]["snapshots"], json!(1), "{status:#}");
     // The quota is the operator's, of which this command knows only what was published.
-    assert_eq!(status["repository"]["known"]["quotaBytes"], json!(512 << 20), "{status:#}");
+    assert_eq!(
+        status["repository"]["known"]["quotaBytes"],
+        json!(512 << 20),
+        "{status:#}"
+    );
     let told = run(&installed, &User::admin(), &["status"], 0).await?;
     ensure!(told.stdout.contains(" of 512.00 MiB in "), "{told}");
     installed.cluster.stop().await

@@ -239,7 +239,10 @@ mod tests {
         let text: Vec<String> = changes.iter().flat_map(lines).map(|(_, line)| line).collect();
         let remembered = format!("~ {LAST_APPLIED}: changed (what kubectl apply remembers; -o wide shows it)");
         assert_eq!(text, [r#"~ data.mode: "v1" → "v2""#.to_owned(), remembered]);
-        let hidden = FieldChange { path: LAST_APPLIED.into(), ..change(ChangeKind::Changed, Some("a"), Some("b"), true) };
+        let hidden = FieldChange {
+            path: LAST_APPLIED.into(),
+            ..change(ChangeKind::Changed, Some("a"), Some("b"), true)
+        };
         assert!(lines(&hidden)[0].1.ends_with("changed (Secret value, hidden)"));
     }
 

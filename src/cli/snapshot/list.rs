@@ -46,7 +46,10 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     let params = ListParams {
         label_selector: options.selector.clone(),
         // The server selects, so that a page holds as many as were asked for.
-        field_selector: options.lineage.as_ref().map(|lineage| format!("spec.lineage={lineage}")),
+        field_selector: options
+            .lineage
+            .as_ref()
+            .map(|lineage| format!("spec.lineage={lineage}")),
         limit: options.limit,
         continue_token: options.continue_token.clone(),
         ..ListParams::default()

@@ -1,3 +1,8 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the printed figures take their size from the environment and the time from the clock"
+)]
+
 use super::*;
 use crate::repository::backend::fault::FaultBackend;
 
