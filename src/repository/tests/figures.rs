@@ -264,7 +264,7 @@ async fn many_namespaces() {
         }
         println!("  finished: {}", peak_memory() - idle);
         Arc::into_inner(writer).unwrap().commit(drafts).await.unwrap();
-        let took = begun.elapsed() - generating;
+        let took = begun.elapsed().saturating_sub(generating);
         println!(
             "round {round}: {:.2} µs an object, {} bytes put, {} gets, peak {} KiB above {idle}",
             took.as_secs_f64() * 1e6 / f64::from(u32::try_from(count * 50).unwrap()),
