@@ -57,5 +57,7 @@ pub async fn allowed(client: &Client, who: &Identity, question: &Question) -> Re
     let params = PostParams::default();
     let what = format!("review {question}");
     let reviewed = call::repeat(&what, call::DEADLINE, || api.create(&params, &review)).await?;
-    Ok(reviewed.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+    Ok(reviewed
+        .status
+        .is_some_and(|status| status.allowed && status.denied != Some(true)))
 }

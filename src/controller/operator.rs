@@ -145,7 +145,10 @@ async fn lead(
     };
     let opening = tokio::spawn(open);
     let maintenance = tokio::spawn(snapshot::maintenance::run(Arc::clone(&context), stop.clone()));
-    tokio::join!(snapshot::run(Arc::clone(&context), ended, stop.clone()), rollback_request::run(context, stop));
+    tokio::join!(
+        snapshot::run(Arc::clone(&context), ended, stop.clone()),
+        rollback_request::run(context, stop)
+    );
     opening.abort();
     maintenance.abort();
 }

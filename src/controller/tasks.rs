@@ -29,7 +29,11 @@ pub struct Tasks<T> {
 
 impl<T> Clone for Tasks<T> {
     fn clone(&self) -> Self {
-        Self { entries: Arc::clone(&self.entries), places: Arc::clone(&self.places), ended: self.ended.clone() }
+        Self {
+            entries: Arc::clone(&self.entries),
+            places: Arc::clone(&self.places),
+            ended: self.ended.clone(),
+        }
     }
 }
 
@@ -37,7 +41,14 @@ impl<T: Send + Sync + 'static> Tasks<T> {
     /// At most `at_once` pieces of work run together; the channel tells what has ended.
     pub fn new(at_once: usize) -> (Self, mpsc::UnboundedReceiver<(String, String)>) {
         let (ended, receiver) = mpsc::unbounded_channel();
-        (Self { entries: Arc::default(), places: Arc::new(Semaphore::new(at_once)), ended }, receiver)
+        (
+            Self {
+                entries: Arc::default(),
+                places: Arc::new(Semaphore::new(at_once)),
+                ended,
+            },
+            receiver,
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<T>>>> {

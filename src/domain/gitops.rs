@@ -8,7 +8,10 @@ use serde_json::Value;
 pub fn owner(object: &Value) -> Option<String> {
     let metadata = &object["metadata"];
     let label = |key: &str| metadata["labels"][key].as_str();
-    for (kind, group) in [("Kustomization", "kustomize.toolkit.fluxcd.io"), ("HelmRelease", "helm.toolkit.fluxcd.io")] {
+    for (kind, group) in [
+        ("Kustomization", "kustomize.toolkit.fluxcd.io"),
+        ("HelmRelease", "helm.toolkit.fluxcd.io"),
+    ] {
         if let Some(name) = label(&format!("{group}/name")) {
             let namespace = label(&format!("{group}/namespace")).unwrap_or_default();
             return Some(format!("{kind} {namespace}/{name}"));
@@ -31,7 +34,8 @@ mod tests {
     fn flux_and_argo_are_named_and_helm_is_not() {
         let flux = json!({"metadata": {"labels": {"kustomize.toolkit.fluxcd.io/name": "shop", "kustomize.toolkit.fluxcd.io/namespace": "flux-system"}}});
         assert_eq!(owner(&flux).as_deref(), Some("Kustomization flux-system/shop"));
-        let argo = json!({"metadata": {"annotations": {"argocd.argoproj.io/tracking-id": "shop:apps/Deployment:shop/web"}}});
+        let argo =
+            json!({"metadata": {"annotations": {"argocd.argoproj.io/tracking-id": "shop:apps/Deployment:shop/web"}}});
         assert_eq!(owner(&argo).as_deref(), Some("Application shop"));
         let helm = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}});
         assert_eq!(owner(&helm), None);

@@ -87,7 +87,10 @@ pub fn next(facts: &Facts<'_>) -> Step {
     if !facts.guard_missing.is_empty() {
         return Step::Wait {
             reason: reasons::GUARD_UNHEALTHY,
-            message: format!("Backstep is not installed completely: {}", facts.guard_missing.join("; ")),
+            message: format!(
+                "Backstep is not installed completely: {}",
+                facts.guard_missing.join("; ")
+            ),
             again: Duration::from_secs(5),
         };
     }
@@ -150,25 +153,83 @@ mod tests {
     #[test]
     fn a_dry_run_is_planned_and_a_plan_lost_in_a_crash_is_made_again() {
         assert_eq!(next(&facts()), Step::Begin);
-        let planning = Facts { phase: RollbackPhase::Planning, ..facts() };
+        let planning = Facts {
+            phase: RollbackPhase::Planning,
+            ..facts()
+        };
         assert_eq!(next(&planning), Step::Plan);
-        assert_eq!(next(&Facts { plan: PlanFact::Clear, ..planning }), Step::Finish);
-        assert_eq!(next(&Facts { plan: PlanFact::Obstructed, ..planning }), Step::Fail);
-        assert_eq!(next(&Facts { plan: PlanFact::Retryable, ..planning }), Step::Retry);
+        assert_eq!(
+            next(&Facts {
+                plan: PlanFact::Clear,
+                ..planning
+            }),
+            Step::Finish
+        );
+        assert_eq!(
+            next(&Facts {
+                plan: PlanFact::Obstructed,
+                ..planning
+            }),
+            Step::Fail
+        );
+        assert_eq!(
+            next(&Facts {
+                plan: PlanFact::Retryable,
+                ..planning
+            }),
+            Step::Retry
+        );
     }
 
     #[test]
     fn a_request_that_would_write_is_refused_until_execution_exists() {
-        assert_eq!(next(&Facts { dry_run: false, ..facts() }), Step::Refuse);
+        assert_eq!(
+            next(&Facts {
+                dry_run: false,
+                ..facts()
+            }),
+            Step::Refuse
+        );
     }
 
     #[test]
     fn nothing_moves_when_cancelled_suspended_unguarded_or_final() {
-        assert_eq!(next(&Facts { cancelled: true, ..facts() }), Step::Cancel);
-        assert!(matches!(next(&Facts { suspended: true, ..facts() }), Step::Wait { .. }));
+        assert_eq!(
+            next(&Facts {
+                cancelled: true,
+                ..facts()
+            }),
+            Step::Cancel
+        );
+        assert!(matches!(
+            next(&Facts {
+                suspended: true,
+                ..facts()
+            }),
+            Step::Wait { .. }
+        ));
         let missing = vec!["a policy".to_owned()];
-        assert!(matches!(next(&Facts { guard_missing: &missing, ..facts() }), Step::Wait { .. }));
-        assert_eq!(next(&Facts { phase: RollbackPhase::Planned, plan: PlanFact::Clear, ..facts() }), Step::Rest);
-        assert_eq!(next(&Facts { deleting: true, ..facts() }), Step::Rest);
+        assert!(matches!(
+            next(&Facts {
+                guard_missing: &missing,
+                ..facts()
+            }),
+            Step::Wait { .. }
+        ));
+        assert_eq!(
+            next(&Facts {
+                phase: RollbackPhase::Planned,
+                plan: PlanFact::Clear,
+                ..facts()
+            }),
+            Step::Rest
+        );
+        assert_eq!(
+            next(&Facts {
+                deleting: true,
+                ..facts()
+            }),
+            Step::Rest
+        );
     }
 }

@@ -79,10 +79,16 @@ impl TargetError {
 ///
 /// # Errors
 /// See [`TargetError`].
-pub fn resolve(target: &Target, candidates: &[Candidate], live_version: Option<i64>) -> Result<ResolvedSnapshot, TargetError> {
+pub fn resolve(
+    target: &Target,
+    candidates: &[Candidate],
+    live_version: Option<i64>,
+) -> Result<ResolvedSnapshot, TargetError> {
     if let Some(name) = &target.snapshot {
         let found = candidates.iter().find(|c| c.name == *name);
-        let found = found.ok_or_else(|| TargetError::NotFound { what: format!("there is no snapshot {name} in this namespace") })?;
+        let found = found.ok_or_else(|| TargetError::NotFound {
+            what: format!("there is no snapshot {name} in this namespace"),
+        })?;
         return ready(found);
     }
     let lineage = target.lineage.as_deref().unwrap_or(DEFAULT_LINEAGE);
@@ -97,21 +103,37 @@ pub fn resolve(target: &Target, candidates: &[Candidate], live_version: Option<i
     if let Some(tag) = &target.tag {
         let carriers: Vec<_> = versions().filter(|c| c.tags.contains(tag)).collect();
         return match carriers.as_slice() {
-            [] => Err(missing(format!("no Ready snapshot of lineage {lineage} carries the tag {tag}"))),
+            [] => Err(missing(format!(
+                "no Ready snapshot of lineage {lineage} carries the tag {tag}"
+            ))),
             [one] => ready(one),
-            several => Err(TargetError::Ambiguous { tag: tag.clone(), names: several.iter().map(|c| c.name.clone()).collect() }),
+            several => Err(TargetError::Ambiguous {
+                tag: tag.clone(),
+                names: several.iter().map(|c| c.name.clone()).collect(),
+            }),
         };
     }
     if let Some(as_of) = &target.as_of {
-        let found = versions().filter(|c| c.started_at.is_some_and(|at| at <= as_of.0)).max_by_key(|c| (c.started_at, c.version));
-        return ready(found.ok_or_else(|| missing(format!("lineage {lineage} has no Ready version begun at or before {}", as_of.0)))?);
+        let found = versions()
+            .filter(|c| c.started_at.is_some_and(|at| at <= as_of.0))
+            .max_by_key(|c| (c.started_at, c.version));
+        return ready(found.ok_or_else(|| {
+            missing(format!(
+                "lineage {lineage} has no Ready version begun at or before {}",
+                as_of.0
+            ))
+        })?);
     }
     if target.previous == Some(true) {
         let parent = live_version
             .and_then(|live| versions().find(|c| c.version == Some(live)))
             .map(|live| versions().find(|c| live.parent.is_some() && c.version == live.parent));
         let found = match parent {
-            Some(parent) => parent.ok_or_else(|| missing(format!("what is live has no earlier Ready version in lineage {lineage}")))?,
+            Some(parent) => parent.ok_or_else(|| {
+                missing(format!(
+                    "what is live has no earlier Ready version in lineage {lineage}"
+                ))
+            })?,
             None => newest().ok_or_else(|| missing(format!("lineage {lineage} has no Ready version")))?,
         };
         return ready(found);
@@ -127,7 +149,10 @@ fn ready(candidate: &Candidate) -> Result<ResolvedSnapshot, TargetError> {
             version,
             digest: digest.clone(),
         }),
-        (phase, _, _) => Err(TargetError::NotReady { name: candidate.name.clone(), phase: format!("{phase:?}") }),
+        (phase, _, _) => Err(TargetError::NotReady {
+            name: candidate.name.clone(),
+            phase: format!("{phase:?}"),
+        }),
     }
 }
 
@@ -153,15 +178,30 @@ mod tests {
     }
 
     fn line() -> Vec<Candidate> {
-        let mut line = vec![candidate("a", 1, None), candidate("b", 2, Some(1)), candidate("c", 3, Some(2))];
+        let mut line = vec![
+            candidate("a", 1, None),
+            candidate("b", 2, Some(1)),
+            candidate("c", 3, Some(2)),
+        ];
         line[1].tags = vec!["good".into()];
-        line.push(Candidate { safety: true, ..candidate("safety", 4, Some(3)) });
-        line.push(Candidate { phase: SnapshotPhase::Failed, version: None, digest: None, ..candidate("broken", 0, None) });
+        line.push(Candidate {
+            safety: true,
+            ..candidate("safety", 4, Some(3))
+        });
+        line.push(Candidate {
+            phase: SnapshotPhase::Failed,
+            version: None,
+            digest: None,
+            ..candidate("broken", 0, None)
+        });
         line
     }
 
     fn in_shop(target: Target) -> Target {
-        Target { lineage: Some("shop".into()), ..target }
+        Target {
+            lineage: Some("shop".into()),
+            ..target
+        }
     }
 
     fn name(target: &Target, live: Option<i64>) -> Result<String, &'static str> {
@@ -170,17 +210,65 @@ mod tests {
 
     #[test]
     fn each_way_to_name_a_version_finds_it() {
-        assert_eq!(name(&Target { snapshot: Some("b".into()), ..Target::default() }, None), Ok("b".into()));
-        assert_eq!(name(&in_shop(Target { version: Some(3), ..Target::default() }), None), Ok("c".into()));
-        assert_eq!(name(&in_shop(Target { tag: Some("good".into()), ..Target::default() }), None), Ok("b".into()));
+        assert_eq!(
+            name(
+                &Target {
+                    snapshot: Some("b".into()),
+                    ..Target::default()
+                },
+                None
+            ),
+            Ok("b".into())
+        );
+        assert_eq!(
+            name(
+                &in_shop(Target {
+                    version: Some(3),
+                    ..Target::default()
+                }),
+                None
+            ),
+            Ok("c".into())
+        );
+        assert_eq!(
+            name(
+                &in_shop(Target {
+                    tag: Some("good".into()),
+                    ..Target::default()
+                }),
+                None
+            ),
+            Ok("b".into())
+        );
         let at = |second| Some(Time(Timestamp::from_second(second).unwrap()));
-        assert_eq!(name(&in_shop(Target { as_of: at(250), ..Target::default() }), None), Ok("b".into()));
-        assert_eq!(name(&in_shop(Target { as_of: at(50), ..Target::default() }), None), Err(reasons::TARGET_NOT_FOUND));
+        assert_eq!(
+            name(
+                &in_shop(Target {
+                    as_of: at(250),
+                    ..Target::default()
+                }),
+                None
+            ),
+            Ok("b".into())
+        );
+        assert_eq!(
+            name(
+                &in_shop(Target {
+                    as_of: at(50),
+                    ..Target::default()
+                }),
+                None
+            ),
+            Err(reasons::TARGET_NOT_FOUND)
+        );
     }
 
     #[test]
     fn previous_is_the_parent_of_what_is_live_and_the_newest_when_live_is_no_version() {
-        let previous = in_shop(Target { previous: Some(true), ..Target::default() });
+        let previous = in_shop(Target {
+            previous: Some(true),
+            ..Target::default()
+        });
         assert_eq!(name(&previous, Some(3)), Ok("b".into()));
         assert_eq!(name(&previous, None), Ok("c".into()));
         assert_eq!(name(&previous, Some(1)), Err(reasons::TARGET_NOT_FOUND));
@@ -188,12 +276,45 @@ mod tests {
 
     #[test]
     fn unknown_failed_and_ambiguous_targets_are_refused_with_their_reason() {
-        assert_eq!(name(&Target { snapshot: Some("x".into()), ..Target::default() }, None), Err(reasons::TARGET_NOT_FOUND));
-        assert_eq!(name(&Target { snapshot: Some("broken".into()), ..Target::default() }, None), Err(reasons::TARGET_NOT_READY));
-        assert_eq!(name(&Target { version: Some(3), ..Target::default() }, None), Err(reasons::TARGET_NOT_FOUND));
+        assert_eq!(
+            name(
+                &Target {
+                    snapshot: Some("x".into()),
+                    ..Target::default()
+                },
+                None
+            ),
+            Err(reasons::TARGET_NOT_FOUND)
+        );
+        assert_eq!(
+            name(
+                &Target {
+                    snapshot: Some("broken".into()),
+                    ..Target::default()
+                },
+                None
+            ),
+            Err(reasons::TARGET_NOT_READY)
+        );
+        assert_eq!(
+            name(
+                &Target {
+                    version: Some(3),
+                    ..Target::default()
+                },
+                None
+            ),
+            Err(reasons::TARGET_NOT_FOUND)
+        );
         let mut line = line();
         line[2].tags = vec!["good".into()];
-        let tagged = in_shop(Target { tag: Some("good".into()), ..Target::default() });
-        assert_eq!(resolve(&tagged, &line, None).unwrap_err().reason(), reasons::TARGET_AMBIGUOUS);
+        let tagged = in_shop(Target {
+            tag: Some("good".into()),
+            ..Target::default()
+        });
+        assert_eq!(
+            resolve(&tagged, &line, None).unwrap_err().reason(),
+            reasons::TARGET_AMBIGUOUS
+        );
     }
 }

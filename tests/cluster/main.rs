@@ -1,11 +1,11 @@
 //! Tests against a real API server, through the custom resources and the command line, as several users with real RBAC.
 #![allow(clippy::disallowed_methods)]
 
-mod figures;
 mod cel;
 mod chart;
 mod cli;
 mod edges;
+mod figures;
 mod incremental;
 mod plans;
 mod snapshots;

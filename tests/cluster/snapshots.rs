@@ -499,8 +499,11 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
         .success()?;
     wait_until(PATIENCE, "the contents to be freed", async || {
         let client = installed.admin().await.map_err(|e| e.to_string())?;
-        let backend = SecretsBackend::new(client, OPERATOR_NAMESPACE, names::BUILT_IN_STORE, u64::MAX).map_err(|e| e.to_string())?;
-        let repository = Repository::open(Arc::new(backend), Options::new(Timestamp::now)).await.map_err(|e| e.to_string())?;
+        let backend = SecretsBackend::new(client, OPERATOR_NAMESPACE, names::BUILT_IN_STORE, u64::MAX)
+            .map_err(|e| e.to_string())?;
+        let repository = Repository::open(Arc::new(backend), Options::new(Timestamp::now))
+            .await
+            .map_err(|e| e.to_string())?;
         let left: Vec<_> = repository.snapshots(None).iter().map(|r| r.name.clone()).collect();
         if left == ["kept"] {
             Ok(Some(()))
@@ -551,13 +554,23 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_in_the_store_is_found_by_itself_and_said_on_each_affected_snapshot() -> Result<()> {
     let arguments = ["--verify-interval", "1s", "--maintenance-interval", "1s"];
-    let installed = Installed::start_with(testbed::ClusterOptions::named("damaged"), Store::Directory, &arguments).await?;
-    installed.given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}).to_string()).await?;
+    let installed =
+        Installed::start_with(testbed::ClusterOptions::named("damaged"), Store::Directory, &arguments).await?;
+    installed
+        .given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}).to_string())
+        .await?;
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "shop"}, "data": {"x": "a".repeat(3000)}});
     installed.given(&map.to_string()).await?;
     let taken = installed.snapshot("shop", "taken", &json!({})).await?;
-    ensure!(status(&taken)["conditions"].as_array().is_some_and(|cs| cs.iter().any(|c| c["type"] == "Verified" && c["status"] == "True")));
-    let pack = std::fs::read_dir(installed.store_directory().join("packs"))?.next().context("a pack")??.path();
+    ensure!(
+        status(&taken)["conditions"]
+            .as_array()
+            .is_some_and(|cs| cs.iter().any(|c| c["type"] == "Verified" && c["status"] == "True"))
+    );
+    let pack = std::fs::read_dir(installed.store_directory().join("packs"))?
+        .next()
+        .context("a pack")??
+        .path();
     let mut bytes = std::fs::read(&pack)?;
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -566,7 +579,9 @@ async fn damage_in_the_store_is_found_by_itself_and_said_on_each_affected_snapsh
     wait_until(PATIENCE, "the damage to be said", async || {
         let seen = status(&api.get("taken").await.map_err(|e| e.to_string())?);
         let conditions = seen["conditions"].as_array().cloned().unwrap_or_default();
-        let said = conditions.iter().any(|c| c["type"] == "Verified" && c["status"] == "False" && c["reason"] == "Corrupt");
+        let said = conditions
+            .iter()
+            .any(|c| c["type"] == "Verified" && c["status"] == "False" && c["reason"] == "Corrupt");
         if said { Ok(Some(())) } else { Err(seen.to_string()) }
     })
     .await?;

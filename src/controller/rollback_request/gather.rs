@@ -72,26 +72,39 @@ pub(super) async fn sides(
     namespace: &str,
 ) -> Result<Sides, Failure> {
     let capture = extras.capture.clone().unwrap_or_default();
-    let selection = Selection::compile(&capture)
-        .map_err(|error| Failure::new(Class::Invalid, reasons::INVALID_SPEC, format!("the snapshot's selection: {error}")))?;
+    let selection = Selection::compile(&capture).map_err(|error| {
+        Failure::new(
+            Class::Invalid,
+            reasons::INVALID_SPEC,
+            format!("the snapshot's selection: {error}"),
+        )
+    })?;
     let key = cluster::key::installation_key(&context.client, &context.options.namespace).await?;
     let key = FingerprintKey::new(key);
     let kinds: BTreeMap<(String, String), Arc<WantedKind>> = {
         let mut catalog = catalog.lock().await;
         catalog.refresh(&context.client).await?;
-        catalog.kinds().into_iter().map(|k| ((k.info.group.clone(), k.info.kind.clone()), k)).collect()
+        catalog
+            .kinds()
+            .into_iter()
+            .map(|k| ((k.info.group.clone(), k.info.kind.clone()), k))
+            .collect()
     };
     let mut entries = BTreeMap::new();
     let mut stream = pin!(manifest.entries());
     while let Some((kind, entry)) = stream.try_next().await.map_err(|e| super::store_failure(&e))? {
-        let component = serde_json::from_value(Value::String(kind.component.clone())).unwrap_or(Component::Configuration);
+        let component =
+            serde_json::from_value(Value::String(kind.component.clone())).unwrap_or(Component::Configuration);
         entries.insert(ObjectId::new(&kind.group, &kind.kind, &entry.name), (component, entry));
     }
     let held: BTreeSet<(String, String)> = entries.keys().map(|id| (id.group.clone(), id.kind.clone())).collect();
     let unserved = held.iter().filter(|kind| !kinds.contains_key(*kind)).cloned().collect();
 
-    let mut wanted: Vec<&Arc<WantedKind>> =
-        kinds.iter().filter(|(id, kind)| held.contains(*id) || selection.reads(&kind.rule)).map(|(_, kind)| kind).collect();
+    let mut wanted: Vec<&Arc<WantedKind>> = kinds
+        .iter()
+        .filter(|(id, kind)| held.contains(*id) || selection.reads(&kind.rule))
+        .map(|(_, kind)| kind)
+        .collect();
     // What names others is read before what is named.
     wanted.sort_by_key(|kind| kind.reference_rank());
     let digests: BTreeMap<&ObjectId, Digest> = entries.iter().map(|(id, (_, entry))| (id, entry.content)).collect();
@@ -100,7 +113,11 @@ pub(super) async fn sides(
         namespace,
         selection: &selection,
         captured: &digests,
-        secrets: if capture.secrets == Some(SecretsMode::Fingerprint) { SecretValues::Fingerprint(&key) } else { SecretValues::Keep },
+        secrets: if capture.secrets == Some(SecretsMode::Fingerprint) {
+            SecretValues::Fingerprint(&key)
+        } else {
+            SecretValues::Keep
+        },
         references: References::default(),
         live: Vec::new(),
     };
@@ -108,11 +125,19 @@ pub(super) async fn sides(
         reader.kind(kind).await?;
     }
     let live = reader.live;
-    let equal: HashSet<&ObjectId> = live.iter().filter(|l| digests.get(&l.id) == Some(&l.digest)).map(|l| &l.id).collect();
+    let equal: HashSet<&ObjectId> = live
+        .iter()
+        .filter(|l| digests.get(&l.id) == Some(&l.digest))
+        .map(|l| &l.id)
+        .collect();
     let mut captured = Vec::new();
     for (id, (component, entry)) in &entries {
         let differs = !equal.contains(id);
-        let content = if differs { Some(read_json(repository, &entry.content).await?) } else { None };
+        let content = if differs {
+            Some(read_json(repository, &entry.content).await?)
+        } else {
+            None
+        };
         let beside = match &entry.beside {
             Some(digest) if differs => serde_json::from_value(read_json(repository, digest).await?).ok(),
             _ => None,
@@ -123,18 +148,39 @@ pub(super) async fn sides(
             digest: entry.content,
             content,
             beside,
-            fingerprints_only: capture.secrets == Some(SecretsMode::Fingerprint) && id.group.is_empty() && id.kind == "Secret",
+            fingerprints_only: capture.secrets == Some(SecretsMode::Fingerprint)
+                && id.group.is_empty()
+                && id.kind == "Secret",
         });
     }
     let owners = owners(context, namespace, &kinds, &captured, &live).await?;
-    let captured_kinds = wanted.iter().map(|k| (k.info.group.clone(), k.info.kind.clone())).collect();
-    Ok(Sides { captured, live, unserved, captured_kinds, owners, key, kinds })
+    let captured_kinds = wanted
+        .iter()
+        .map(|k| (k.info.group.clone(), k.info.kind.clone()))
+        .collect();
+    Ok(Sides {
+        captured,
+        live,
+        unserved,
+        captured_kinds,
+        owners,
+        key,
+        kinds,
+    })
 }
 
 async fn read_json(repository: &Repository, digest: &Digest) -> Result<Value, Failure> {
-    let bytes = repository.read_chunk(digest).await.map_err(|e| super::store_failure(&e))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Failure::new(Class::Corrupt, reasons::CORRUPT, format!("stored content {digest} is no JSON: {e}")))
+    let bytes = repository
+        .read_chunk(digest)
+        .await
+        .map_err(|e| super::store_failure(&e))?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Failure::new(
+            Class::Corrupt,
+            reasons::CORRUPT,
+            format!("stored content {digest} is no JSON: {e}"),
+        )
+    })
 }
 
 struct LiveReader<'a> {
@@ -162,8 +208,10 @@ impl LiveReader<'_> {
                 }
             };
             for raw in page.items()?.items {
-                let value: Value = serde_json::from_str(raw.get())
-                    .map_err(|source| cluster::Error::Unreadable { what: collection.to_string(), source })?;
+                let value: Value = serde_json::from_str(raw.get()).map_err(|source| cluster::Error::Unreadable {
+                    what: collection.to_string(),
+                    source,
+                })?;
                 self.object(kind, value)?;
             }
         }
@@ -172,7 +220,9 @@ impl LiveReader<'_> {
     fn object(&mut self, kind: &WantedKind, raw: Value) -> Result<(), Failure> {
         let name = raw["metadata"]["name"].as_str().unwrap_or_default();
         let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
-        let verdict = self.selection.verdict(&kind.info, kind.component, &raw, &self.references);
+        let verdict = self
+            .selection
+            .verdict(&kind.info, kind.component, &raw, &self.references);
         let in_capture = verdict == ObjectVerdict::Capture;
         let held = self.captured.get(&id);
         if in_capture {
@@ -187,8 +237,10 @@ impl LiveReader<'_> {
         // Workloads tell who reads what, how many Pods are ready and who is scaled; the rest matters only where it differs.
         let needed = held != Some(&digest) || kind.component == Component::Workloads;
         let (content, raw) = if needed {
-            let content = serde_json::from_slice(&object.content)
-                .map_err(|source| cluster::Error::Unreadable { what: id.to_string(), source })?;
+            let content = serde_json::from_slice(&object.content).map_err(|source| cluster::Error::Unreadable {
+                what: id.to_string(),
+                source,
+            })?;
             (content, raw)
         } else {
             (Value::Null, Value::Null)
@@ -215,13 +267,20 @@ async fn owners(
     captured: &[CapturedObject],
     live: &[LiveObject],
 ) -> Result<BTreeMap<ObjectId, Owner>, Failure> {
-    let known: HashSet<&ObjectId> = captured.iter().map(|c| &c.id).chain(live.iter().map(|l| &l.id)).collect();
+    let known: HashSet<&ObjectId> = captured
+        .iter()
+        .map(|c| &c.id)
+        .chain(live.iter().map(|l| &l.id))
+        .collect();
     let mut owners = BTreeMap::new();
     for content in captured.iter().filter_map(|c| c.content.as_ref()) {
         for owner in content["metadata"]["ownerReferences"].as_array().into_iter().flatten() {
             let api_version = owner["apiVersion"].as_str().unwrap_or_default();
             let group = api_version.split_once('/').map_or("", |(group, _)| group);
-            let (kind, name) = (owner["kind"].as_str().unwrap_or_default(), owner["name"].as_str().unwrap_or_default());
+            let (kind, name) = (
+                owner["kind"].as_str().unwrap_or_default(),
+                owner["name"].as_str().unwrap_or_default(),
+            );
             let id = ObjectId::new(group, kind, name);
             if known.contains(&id) || owners.contains_key(&id) {
                 continue;
@@ -241,8 +300,11 @@ async fn live_uid(context: &Context, kind: &WantedKind, namespace: &str, name: &
     let what = format!("get {} {namespace}/{name}", kind.plural);
     match list::get_metadata(&context.client, &uri, &what).await {
         Ok(bytes) => {
-            let value: Value = serde_json::from_slice(&bytes).map_err(|source| cluster::Error::Unreadable { what, source })?;
-            Ok(value["metadata"]["uid"].as_str().map_or(Owner::Unknown, |uid| Owner::Live(uid.to_owned())))
+            let value: Value =
+                serde_json::from_slice(&bytes).map_err(|source| cluster::Error::Unreadable { what, source })?;
+            Ok(value["metadata"]["uid"]
+                .as_str()
+                .map_or(Owner::Unknown, |uid| Owner::Live(uid.to_owned())))
         }
         Err(error) if error.is_not_found() => Ok(Owner::Gone),
         Err(error) => Err(error.into()),
@@ -286,7 +348,10 @@ impl Sides {
     /// Objects, captured or live, that a selection of the request picks.
     pub(super) fn picked(&self, selection: &Selection) -> BTreeSet<ObjectId> {
         let none = References::default();
-        let captured = self.captured.iter().filter_map(|c| Some((&c.id, c.component, c.content.as_ref()?)));
+        let captured = self
+            .captured
+            .iter()
+            .filter_map(|c| Some((&c.id, c.component, c.content.as_ref()?)));
         let live = self.live.iter().map(|l| (&l.id, l.component, &l.content));
         captured
             .chain(live)

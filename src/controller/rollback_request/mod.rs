@@ -52,7 +52,11 @@ struct Planner {
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let (plans, ended): (Tasks<PlanOutcome>, UnboundedReceiver<_>) = Tasks::new(PLANS_AT_ONCE);
     let api: Api<RollbackRequest> = Api::all(context.client.clone());
-    let planner = Arc::new(Planner { context, catalog: Arc::default(), plans });
+    let planner = Arc::new(Planner {
+        context,
+        catalog: Arc::default(),
+        plans,
+    });
     let ended = UnboundedReceiverStream::new(ended).map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
     Controller::new(api, watcher::Config::default().page_size(500).any_semantic())
         .with_config(Config::default().concurrency(CONCURRENCY))
@@ -94,9 +98,12 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
     match step {
         Step::Begin | Step::Plan => {
             let (worker, job) = (Arc::clone(&planner), Arc::clone(&request));
-            planner.plans.start(&uid, request.namespace().unwrap_or_default(), request.name_any(), async move {
-                plan::make(&worker.context, &worker.catalog, &job).await
-            });
+            planner.plans.start(
+                &uid,
+                request.namespace().unwrap_or_default(),
+                request.name_any(),
+                async move { plan::make(&worker.context, &worker.catalog, &job).await },
+            );
         }
         Step::Retry | Step::Finish | Step::Fail => planner.plans.forget(&uid),
         Step::Rest | Step::Wait { .. } | Step::Refuse | Step::Cancel => {}
@@ -107,7 +114,10 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
 #[allow(clippy::needless_pass_by_value)]
 fn on_error(request: Arc<RollbackRequest>, error: &cluster::Error, planner: Arc<Planner>) -> Action {
     let class = error.class();
-    let labels = ReconcileError { kind: "RollbackRequest", class: class.label() };
+    let labels = ReconcileError {
+        kind: "RollbackRequest",
+        class: class.label(),
+    };
     planner.context.metrics.reconcile_errors.get_or_create(&labels).inc();
     if !error.is_conflict() && !error.is_not_found() {
         tracing::warn!(namespace = request.namespace(), name = request.name_any(), class = class.label(), %error, "reconcile failed");

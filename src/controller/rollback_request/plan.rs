@@ -51,10 +51,17 @@ pub(super) struct Written {
 }
 
 /// Makes and writes the plan of `request`.
-pub(super) async fn make(context: &Context, catalog: &Mutex<Catalog>, request: &RollbackRequest) -> Result<Written, Failure> {
+pub(super) async fn make(
+    context: &Context,
+    catalog: &Mutex<Catalog>,
+    request: &RollbackRequest,
+) -> Result<Written, Failure> {
     let repository = context.store.repository().map_err(|(message, corrupt)| {
-        let (class, reason) =
-            if corrupt { (Class::Corrupt, reasons::CORRUPT) } else { (Class::Transient, reasons::STORE_UNAVAILABLE) };
+        let (class, reason) = if corrupt {
+            (Class::Corrupt, reasons::CORRUPT)
+        } else {
+            (Class::Transient, reasons::STORE_UNAVAILABLE)
+        };
         Failure::new(class, reason, message)
     })?;
     repository.refresh().await.map_err(|e| super::store_failure(&e))?;
@@ -62,10 +69,16 @@ pub(super) async fn make(context: &Context, catalog: &Mutex<Catalog>, request: &
         Some(resolved) => resolved,
         None => resolve(context, catalog, &repository, request).await?,
     };
-    let manifest = repository.manifest(&resolved.uid).await.map_err(|e| super::store_failure(&e))?;
+    let manifest = repository
+        .manifest(&resolved.uid)
+        .await
+        .map_err(|e| super::store_failure(&e))?;
     let record = manifest.record().clone();
     if record.digest.to_string() != resolved.digest {
-        let message = format!("the stored contents of snapshot {} have another digest than its status; nothing is restored from them", resolved.name);
+        let message = format!(
+            "the stored contents of snapshot {} have another digest than its status; nothing is restored from them",
+            resolved.name
+        );
         return Err(Failure::new(Class::Corrupt, reasons::CORRUPT, message));
     }
     let extras: Extras = match manifest.extras().await.map_err(|e| super::store_failure(&e))? {
@@ -84,13 +97,22 @@ pub(super) async fn make(context: &Context, catalog: &Mutex<Catalog>, request: &
         drifted: std::collections::BTreeSet::new(),
     };
     let (captured, live) = (sides.captured(), sides.live());
-    let drafted = plan::build(&Inputs { captured: &captured, live: &live, options: &options, facts: &facts })
-        .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, e.to_string()))?;
+    let drafted = plan::build(&Inputs {
+        captured: &captured,
+        live: &live,
+        options: &options,
+        facts: &facts,
+    })
+    .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, e.to_string()))?;
     let age = clock::now().duration_since(record.created_at);
     let rating = risk::rate(
         &drafted,
         &risk::RiskFacts {
-            snapshot_age: if age.is_negative() { Duration::ZERO } else { age.unsigned_abs() },
+            snapshot_age: if age.is_negative() {
+                Duration::ZERO
+            } else {
+                age.unsigned_abs()
+            },
             ready_pods: ready_pods(&sides),
             image_digests: image_digests(&extras),
             ..risk::RiskFacts::default()
@@ -99,9 +121,17 @@ pub(super) async fn make(context: &Context, catalog: &Mutex<Catalog>, request: &
     let bound = drafted.bind(binding(context, request, &resolved).await?, &sides.key);
     let checks = preflight::check(context, request, &repository, &resolved, &sides, &bound).await?;
     let readable = preflight::readable(context, request, &sides, &bound).await?;
-    let obstacles = checks.iter().filter(|c| c.result == PreflightOutcome::Failed).cloned().collect();
+    let obstacles = checks
+        .iter()
+        .filter(|c| c.result == PreflightOutcome::Failed)
+        .cloned()
+        .collect();
     let plan = write(context, request, &resolved, &bound, rating, checks, &sides, &readable).await?;
-    Ok(Written { resolved, plan, obstacles })
+    Ok(Written {
+        resolved,
+        plan,
+        obstacles,
+    })
 }
 
 /// Resolves the target among the Snapshots of the namespace.
@@ -130,11 +160,19 @@ async fn resolve(
 
 fn candidate(snapshot: &Snapshot) -> Candidate {
     let status = snapshot.status.clone().unwrap_or_default();
-    let labelled = snapshot.labels().keys().filter_map(|key| key.strip_prefix(names::TAG_LABEL_PREFIX)).map(ToOwned::to_owned);
+    let labelled = snapshot
+        .labels()
+        .keys()
+        .filter_map(|key| key.strip_prefix(names::TAG_LABEL_PREFIX))
+        .map(ToOwned::to_owned);
     Candidate {
         name: snapshot.name_any(),
         uid: snapshot.uid().unwrap_or_default(),
-        lineage: snapshot.spec.lineage.clone().unwrap_or_else(|| DEFAULT_LINEAGE.to_owned()),
+        lineage: snapshot
+            .spec
+            .lineage
+            .clone()
+            .unwrap_or_else(|| DEFAULT_LINEAGE.to_owned()),
         phase: status.phase.unwrap_or(SnapshotPhase::Pending),
         version: status.version,
         parent: status.parent.as_ref().map(|p| p.version),
@@ -154,15 +192,26 @@ async fn live_version(
     lineage: &str,
     candidates: &[Candidate],
 ) -> Result<Option<i64>, Failure> {
-    let newest = candidates.iter().filter(|c| c.lineage == lineage && c.phase == SnapshotPhase::Ready).max_by_key(|c| c.version);
+    let newest = candidates
+        .iter()
+        .filter(|c| c.lineage == lineage && c.phase == SnapshotPhase::Ready)
+        .max_by_key(|c| c.version);
     let Some(newest) = newest else { return Ok(None) };
-    let manifest = repository.manifest(&newest.uid).await.map_err(|e| super::store_failure(&e))?;
+    let manifest = repository
+        .manifest(&newest.uid)
+        .await
+        .map_err(|e| super::store_failure(&e))?;
     let extras: Extras = match manifest.extras().await.map_err(|e| super::store_failure(&e))? {
         Some(value) => serde_json::from_value(value).unwrap_or_default(),
         None => Extras::default(),
     };
     let sides = gather::sides(context, catalog, repository, &manifest, &extras, namespace).await?;
-    let entries: BTreeMap<&ObjectId, Digest> = sides.live.iter().filter(|l| l.in_capture).map(|l| (&l.id, l.digest)).collect();
+    let entries: BTreeMap<&ObjectId, Digest> = sides
+        .live
+        .iter()
+        .filter(|l| l.in_capture)
+        .map(|l| (&l.id, l.digest))
+        .collect();
     // Digests of images are left out of this comparison: a restarted Pod with a moved tag is still the same release.
     let of_entries = |entries: &BTreeMap<&ObjectId, Digest>| {
         let mut digest = SnapshotDigest::new();
@@ -172,13 +221,22 @@ async fn live_version(
         digest.finish(None)
     };
     let live = of_entries(&entries);
-    let mut versions: Vec<_> = candidates.iter().filter(|c| c.lineage == lineage && c.phase == SnapshotPhase::Ready).collect();
+    let mut versions: Vec<_> = candidates
+        .iter()
+        .filter(|c| c.lineage == lineage && c.phase == SnapshotPhase::Ready)
+        .collect();
     versions.sort_by_key(|c| std::cmp::Reverse(c.version));
     for candidate in versions {
-        let manifest = repository.manifest(&candidate.uid).await.map_err(|e| super::store_failure(&e))?;
+        let manifest = repository
+            .manifest(&candidate.uid)
+            .await
+            .map_err(|e| super::store_failure(&e))?;
         let mut digest = SnapshotDigest::new();
         let mut stream = std::pin::pin!(manifest.entries());
-        while let Some((kind, entry)) = futures::TryStreamExt::try_next(&mut stream).await.map_err(|e| super::store_failure(&e))? {
+        while let Some((kind, entry)) = futures::TryStreamExt::try_next(&mut stream)
+            .await
+            .map_err(|e| super::store_failure(&e))?
+        {
             digest.entry(&kind.group, &kind.kind, &entry.name, &entry.content);
         }
         if digest.finish(None) == live {
@@ -193,7 +251,9 @@ fn options(request: &RollbackRequest, extras: &Extras, sides: &Sides) -> Result<
     let captured = extras.capture.as_ref().and_then(|c| c.components.clone());
     for component in &spec.components {
         if captured.as_ref().is_some_and(|list| !list.contains(component)) {
-            let message = format!("components: the snapshot did not capture {component:?}; remove it, or name a snapshot that did");
+            let message = format!(
+                "components: the snapshot did not capture {component:?}; remove it, or name a snapshot that did"
+            );
             return Err(Failure::new(Class::Invalid, reasons::INVALID_SPEC, message));
         }
     }
@@ -209,7 +269,13 @@ fn options(request: &RollbackRequest, extras: &Extras, sides: &Sides) -> Result<
         ..Options::default()
     };
     if let (Strategy::Selective, Some(objects)) = (spec.strategy, &spec.objects) {
-        let every = vec![Component::Configuration, Component::Workloads, Component::Volumes, Component::Policy, Component::Infrastructure];
+        let every = vec![
+            Component::Configuration,
+            Component::Workloads,
+            Component::Volumes,
+            Component::Policy,
+            Component::Infrastructure,
+        ];
         let pick = |include: &[_], selector: Option<_>| {
             let capture = Capture {
                 components: Some(every.clone()),
@@ -245,7 +311,11 @@ fn pins(request: &RollbackRequest, extras: &Extras) -> Vec<Pin> {
         .filter(|image| image.reason.is_none() && !image.image.contains('@'))
         .filter_map(|image| {
             let reference = format!("{}@{}", image.image, image.digest.as_ref()?);
-            Some(Pin { workload: workload_id(&image.workload)?, container: image.container.clone(), reference })
+            Some(Pin {
+                workload: workload_id(&image.workload)?,
+                container: image.container.clone(),
+                reference,
+            })
         })
         .collect()
 }
@@ -265,7 +335,12 @@ fn image_digests(extras: &Extras) -> BTreeMap<(ObjectId, String), String> {
     extras
         .images
         .iter()
-        .filter_map(|image| Some(((workload_id(&image.workload)?, image.container.clone()), image.digest.clone()?)))
+        .filter_map(|image| {
+            Some((
+                (workload_id(&image.workload)?, image.container.clone()),
+                image.digest.clone()?,
+            ))
+        })
         .collect()
 }
 
@@ -276,15 +351,26 @@ fn ready_pods(sides: &Sides) -> BTreeMap<ObjectId, u32> {
         .filter(|l| l.component == Component::Workloads)
         .filter_map(|l| {
             let status = &l.raw["status"];
-            let ready = status["readyReplicas"].as_u64().or_else(|| status["numberReady"].as_u64())?;
+            let ready = status["readyReplicas"]
+                .as_u64()
+                .or_else(|| status["numberReady"].as_u64())?;
             Some((l.id.clone(), u32::try_from(ready).unwrap_or(u32::MAX)))
         })
         .collect()
 }
 
 /// Everything that an approval of this plan would be bound to.
-async fn binding(context: &Context, request: &RollbackRequest, resolved: &ResolvedSnapshot) -> Result<Binding, Failure> {
-    let bytes = list::get_metadata(&context.client, "/api/v1/namespaces/kube-system", "get namespace kube-system").await?;
+async fn binding(
+    context: &Context,
+    request: &RollbackRequest,
+    resolved: &ResolvedSnapshot,
+) -> Result<Binding, Failure> {
+    let bytes = list::get_metadata(
+        &context.client,
+        "/api/v1/namespaces/kube-system",
+        "get namespace kube-system",
+    )
+    .await?;
     let cluster: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let mut spec = serde_json::to_value(&request.spec).unwrap_or_default();
     if let Some(fields) = spec.as_object_mut() {
@@ -297,8 +383,16 @@ async fn binding(context: &Context, request: &RollbackRequest, resolved: &Resolv
         request_uid: request.uid().unwrap_or_default(),
         request_digest: canonical::digest(&spec),
         snapshot_uid: resolved.uid.clone(),
-        snapshot_digest: resolved.digest.parse().map_err(|e| Failure::new(Class::Corrupt, reasons::CORRUPT, format!("{e}")))?,
-        acting_user: request.spec.requested_by.as_ref().and_then(|by| by.username.clone()).unwrap_or_default(),
+        snapshot_digest: resolved
+            .digest
+            .parse()
+            .map_err(|e| Failure::new(Class::Corrupt, reasons::CORRUPT, format!("{e}")))?,
+        acting_user: request
+            .spec
+            .requested_by
+            .as_ref()
+            .and_then(|by| by.username.clone())
+            .unwrap_or_default(),
         policy_digest: None,
         hooks: spec.get("hooks").cloned().unwrap_or(Value::Null),
         tests: spec.get("verify").cloned().unwrap_or(Value::Null),
@@ -325,7 +419,11 @@ async fn write(
     let namespace = request.namespace().unwrap_or_default();
     let plan = RollbackPlan {
         metadata: ObjectMeta {
-            name: Some(format!("{}-{}", request.name_any(), digest.to_hex().chars().take(8).collect::<String>())),
+            name: Some(format!(
+                "{}-{}",
+                request.name_any(),
+                digest.to_hex().chars().take(8).collect::<String>()
+            )),
             namespace: Some(namespace.clone()),
             owner_references: Some(vec![OwnerReference {
                 api_version: RollbackRequest::api_version(&()).into_owned(),
@@ -338,8 +436,15 @@ async fn write(
             ..ObjectMeta::default()
         },
         spec: RollbackPlanSpec {
-            request_ref: UidReference { name: request.name_any(), uid: request.uid().unwrap_or_default() },
-            target: PlanTarget { snapshot: resolved.name.clone(), version: resolved.version, digest: resolved.digest.clone() },
+            request_ref: UidReference {
+                name: request.name_any(),
+                uid: request.uid().unwrap_or_default(),
+            },
+            target: PlanTarget {
+                snapshot: resolved.name.clone(),
+                version: resolved.version,
+                digest: resolved.digest.clone(),
+            },
             digest: digest.to_string(),
             risk,
             summary: PlanSummary {
@@ -360,7 +465,10 @@ async fn write(
     let api: Api<RollbackPlan> = Api::namespaced(context.client.clone(), &namespace);
     let name = plan.name_any();
     let what = format!("create rollbackplan {namespace}/{name}");
-    let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+    let params = PostParams {
+        field_manager: Some(names::FIELD_MANAGER.into()),
+        ..PostParams::default()
+    };
     match call::repeat(&what, call::DEADLINE, || api.create(&params, &plan)).await {
         Ok(written) => Ok(written),
         // Written by a process that did not live to say so: the name holds the digest.
@@ -369,7 +477,9 @@ async fn write(
             if found.spec.digest == plan.spec.digest && found.spec.request_ref == plan.spec.request_ref {
                 return Ok(found);
             }
-            let message = format!("another rollbackplan {name} is in the way; delete it (verb purge), or use another name for the request");
+            let message = format!(
+                "another rollbackplan {name} is in the way; delete it (verb purge), or use another name for the request"
+            );
             Err(Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, message))
         }
         Err(error) => Err(error.into()),
@@ -379,7 +489,10 @@ async fn write(
 fn shown(item: &Item, sides: &Sides, readable: &preflight::Readable) -> PlanItem {
     let keyed = |digest| plan::digest::item_digest(&item.id, digest, &sides.key).to_string();
     let may_read = readable.contains(&item.id);
-    let differs = matches!(item.action, Action::Create | Action::Update | Action::Recreate(_) | Action::Delete);
+    let differs = matches!(
+        item.action,
+        Action::Create | Action::Update | Action::Recreate(_) | Action::Delete
+    );
     let text = (differs && may_read).then(|| {
         let live = item.live.as_ref().map(|l| &l.content.0);
         let wanted = item.desired.as_ref().map(|d| &d.content.0);
@@ -391,7 +504,13 @@ fn shown(item: &Item, sides: &Sides, readable: &preflight::Readable) -> PlanItem
         Action::Skip(reason) => details.insert(0, reason.to_string()),
         Action::Recreate(fields) => details.insert(0, format!("cannot be changed: {}", fields.join(", "))),
         Action::Restart(causes) => {
-            details.insert(0, format!("reads {}", causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
+            details.insert(
+                0,
+                format!(
+                    "reads {}",
+                    causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                ),
+            );
         }
         Action::Create | Action::Update | Action::Delete => {}
     }
@@ -412,7 +531,11 @@ fn shown(item: &Item, sides: &Sides, readable: &preflight::Readable) -> PlanItem
             Action::Restart(_) => PlanAction::Restart,
         },
         order: Some(i32::from(item.order)),
-        object: ObjectReference { group: item.id.group.clone(), kind: item.id.kind.clone(), name: item.id.name.clone() },
+        object: ObjectReference {
+            group: item.id.group.clone(),
+            kind: item.id.kind.clone(),
+            name: item.id.name.clone(),
+        },
         live_digest: item.live.as_ref().map(|l| keyed(l.digest)),
         target_digest: item.target_digest.map(keyed),
         diff: text.filter(|t| !t.is_empty()).map(|t| cut(&t, DIFF_BYTES)),
@@ -434,7 +557,9 @@ fn cut(text: &str, bytes: usize) -> String {
 fn fit(items: &mut Vec<PlanItem>) -> bool {
     let size = |item: &PlanItem| serde_json::to_string(item).map_or(0, |text| text.len() + 1);
     let mut total: usize = items.iter().map(size).sum();
-    let mut truncated = items.iter().any(|item| item.diff.as_ref().is_some_and(|d| d.ends_with("… cut")));
+    let mut truncated = items
+        .iter()
+        .any(|item| item.diff.as_ref().is_some_and(|d| d.ends_with("… cut")));
     let mut longest: Vec<usize> = (0..items.len()).collect();
     longest.sort_by_key(|i| std::cmp::Reverse(items[*i].diff.as_ref().map_or(0, String::len)));
     for index in longest {
@@ -466,7 +591,11 @@ mod tests {
         let item = |n: usize| PlanItem {
             action: PlanAction::Update,
             order: Some(1),
-            object: ObjectReference { group: String::new(), kind: "ConfigMap".into(), name: format!("c{n}") },
+            object: ObjectReference {
+                group: String::new(),
+                kind: "ConfigMap".into(),
+                name: format!("c{n}"),
+            },
             live_digest: None,
             target_digest: None,
             diff: Some("x".repeat(10_000)),

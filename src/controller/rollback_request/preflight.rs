@@ -44,7 +44,10 @@ pub(super) async fn check(
     let mut checks = vec![snapshot_verified(repository, resolved).await];
     checks.push(named(
         "KindsServed",
-        plan.items().iter().filter(|i| i.action == Action::Skip(SkipReason::KindNotServed)).map(|i| i.id.to_string()),
+        plan.items()
+            .iter()
+            .filter(|i| i.action == Action::Skip(SkipReason::KindNotServed))
+            .map(|i| i.id.to_string()),
         "the server does not serve the kind of",
         "install their definitions, or leave them out with a Selective request",
     ));
@@ -57,10 +60,20 @@ pub(super) async fn check(
     checks.push(rights(context, request, sides, plan).await?);
     checks.push(owners_in_git(request, plan));
     for (check, detail) in [
-        ("DryRuns", "server-side dry runs come with execution: this release has no right to write to the namespace"),
-        ("QuotaSum", "the sum of changes is compared with ResourceQuotas when execution comes"),
+        (
+            "DryRuns",
+            "server-side dry runs come with execution: this release has no right to write to the namespace",
+        ),
+        (
+            "QuotaSum",
+            "the sum of changes is compared with ResourceQuotas when execution comes",
+        ),
     ] {
-        checks.push(PreflightResult { check: check.into(), result: PreflightOutcome::NotCheckable, detail: Some(detail.into()) });
+        checks.push(PreflightResult {
+            check: check.into(),
+            result: PreflightOutcome::NotCheckable,
+            detail: Some(detail.into()),
+        });
     }
     Ok(checks)
 }
@@ -70,21 +83,39 @@ async fn snapshot_verified(repository: &Repository, resolved: &ResolvedSnapshot)
         Ok(report) if report.is_clean() => (PreflightOutcome::Passed, None),
         Ok(report) => {
             let damaged: Vec<_> = report.findings.iter().take(SHOWN).map(|f| f.blob.clone()).collect();
-            (PreflightOutcome::Failed, Some(format!("stored contents are damaged: {}; name another snapshot", damaged.join(", "))))
+            (
+                PreflightOutcome::Failed,
+                Some(format!(
+                    "stored contents are damaged: {}; name another snapshot",
+                    damaged.join(", ")
+                )),
+            )
         }
         Err(error) => (PreflightOutcome::Failed, Some(format!("{error}"))),
     };
-    PreflightResult { check: "SnapshotVerified".into(), result, detail: detail.map(bounded) }
+    PreflightResult {
+        check: "SnapshotVerified".into(),
+        result,
+        detail: detail.map(bounded),
+    }
 }
 
 fn named(check: &str, objects: impl Iterator<Item = String>, what: &str, fix: &str) -> PreflightResult {
     let objects: Vec<String> = objects.collect();
     if objects.is_empty() {
-        return PreflightResult { check: check.into(), result: PreflightOutcome::Passed, detail: None };
+        return PreflightResult {
+            check: check.into(),
+            result: PreflightOutcome::Passed,
+            detail: None,
+        };
     }
     let shown = objects.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     let more = objects.len().saturating_sub(SHOWN);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     PreflightResult {
         check: check.into(),
         result: PreflightOutcome::Failed,
@@ -93,7 +124,11 @@ fn named(check: &str, objects: impl Iterator<Item = String>, what: &str, fix: &s
 }
 
 fn bounded(text: String) -> String {
-    if text.chars().count() <= 1000 { text } else { text.chars().take(1000).collect() }
+    if text.chars().count() <= 1000 {
+        text
+    } else {
+        text.chars().take(1000).collect()
+    }
 }
 
 fn requester(request: &RollbackRequest) -> Option<Identity> {
@@ -102,12 +137,19 @@ fn requester(request: &RollbackRequest) -> Option<Identity> {
 }
 
 /// The rights that the plan uses, each asked for the whole resource, and by name where that is refused.
-async fn rights(context: &Context, request: &RollbackRequest, sides: &Sides, plan: &Plan<Bound>) -> Result<PreflightResult, Failure> {
+async fn rights(
+    context: &Context,
+    request: &RollbackRequest,
+    sides: &Sides,
+    plan: &Plan<Bound>,
+) -> Result<PreflightResult, Failure> {
     let Some(who) = requester(request) else {
         return Ok(PreflightResult {
             check: "RequesterRights".into(),
             result: PreflightOutcome::Failed,
-            detail: Some("spec.requestedBy names nobody, so no rights can be looked at; create the request again".into()),
+            detail: Some(
+                "spec.requestedBy names nobody, so no rights can be looked at; create the request again".into(),
+            ),
         });
     };
     let namespace = request.namespace().unwrap_or_default();
@@ -121,7 +163,9 @@ async fn rights(context: &Context, request: &RollbackRequest, sides: &Sides, pla
             Action::Restart(_) => &["patch"],
             Action::Keep(_) | Action::Skip(_) => &[],
         };
-        let Some(kind) = sides.kinds.get(&(item.id.group.clone(), item.id.kind.clone())) else { continue };
+        let Some(kind) = sides.kinds.get(&(item.id.group.clone(), item.id.kind.clone())) else {
+            continue;
+        };
         for verb in verbs {
             let question = Question {
                 verb,
@@ -143,7 +187,11 @@ async fn rights(context: &Context, request: &RollbackRequest, sides: &Sides, pla
     ))
 }
 
-async fn refused(context: &Context, who: &Identity, wanted: BTreeMap<Question, BTreeSet<String>>) -> Result<Vec<String>, Failure> {
+async fn refused(
+    context: &Context,
+    who: &Identity,
+    wanted: BTreeMap<Question, BTreeSet<String>>,
+) -> Result<Vec<String>, Failure> {
     let answers: Vec<Vec<String>> = stream::iter(wanted)
         .map(|(question, objects)| async move {
             if access::allowed(&context.client, who, &question).await? {
@@ -155,7 +203,10 @@ async fn refused(context: &Context, who: &Identity, wanted: BTreeMap<Question, B
             }
             let mut refused = Vec::new();
             for name in objects {
-                let one = Question { name: Some(name), ..question.clone() };
+                let one = Question {
+                    name: Some(name),
+                    ..question.clone()
+                };
                 if !access::allowed(&context.client, who, &one).await? {
                     refused.push(one.to_string());
                 }
@@ -171,23 +222,42 @@ async fn refused(context: &Context, who: &Identity, wanted: BTreeMap<Question, B
 }
 
 /// Objects that differ and that the requester may `get`: only their differences are shown.
-pub(super) async fn readable(context: &Context, request: &RollbackRequest, sides: &Sides, plan: &Plan<Bound>) -> Result<Readable, Failure> {
-    let Some(who) = requester(request) else { return Ok(Readable::new()) };
+pub(super) async fn readable(
+    context: &Context,
+    request: &RollbackRequest,
+    sides: &Sides,
+    plan: &Plan<Bound>,
+) -> Result<Readable, Failure> {
+    let Some(who) = requester(request) else {
+        return Ok(Readable::new());
+    };
     let namespace = request.namespace().unwrap_or_default();
     let mut by_kind: BTreeMap<(String, String), Vec<ObjectId>> = BTreeMap::new();
     for item in plan.items() {
-        by_kind.entry((item.id.group.clone(), item.id.kind.clone())).or_default().push(item.id.clone());
+        by_kind
+            .entry((item.id.group.clone(), item.id.kind.clone()))
+            .or_default()
+            .push(item.id.clone());
     }
     let mut readable = Readable::new();
     for (kind, ids) in by_kind {
         let Some(served) = sides.kinds.get(&kind) else { continue };
-        let question = Question { verb: "get", group: kind.0, resource: served.plural.clone(), namespace: namespace.clone(), name: None };
+        let question = Question {
+            verb: "get",
+            group: kind.0,
+            resource: served.plural.clone(),
+            namespace: namespace.clone(),
+            name: None,
+        };
         if access::allowed(&context.client, &who, &question).await? {
             readable.extend(ids);
             continue;
         }
         for id in ids {
-            let one = Question { name: Some(id.name.clone()), ..question.clone() };
+            let one = Question {
+                name: Some(id.name.clone()),
+                ..question.clone()
+            };
             if access::allowed(&context.client, &who, &one).await? {
                 readable.insert(id);
             }
@@ -205,12 +275,18 @@ fn owners_in_git(request: &RollbackRequest, plan: &Plan<Bound>) -> PreflightResu
             Some((gitops::owner(object)?, item.id.to_string()))
         })
         .collect();
-    let shown = owned.iter().take(SHOWN).map(|(owner, object)| format!("{owner} owns {object}"));
+    let shown = owned
+        .iter()
+        .take(SHOWN)
+        .map(|(owner, object)| format!("{owner} owns {object}"));
     match request.spec.gitops {
         Gitops::Ignore if !owned.is_empty() => PreflightResult {
             check: "GitOpsOwners".into(),
             result: PreflightOutcome::Warning,
-            detail: Some(bounded(format!("{}; what is rolled back may be put forward again", shown.collect::<Vec<_>>().join(", ")))),
+            detail: Some(bounded(format!(
+                "{}; what is rolled back may be put forward again",
+                shown.collect::<Vec<_>>().join(", ")
+            ))),
         },
         Gitops::Block | Gitops::Pause | Gitops::Ignore => named(
             "GitOpsOwners",

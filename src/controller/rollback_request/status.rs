@@ -46,7 +46,12 @@ pub(super) async fn publish(
         }
         (Step::Begin | Step::Plan, _) => {
             status.phase = Some(RollbackPhase::Planning);
-            set(&mut status, Stand::Working, reasons::PLANNING, "the snapshot and what is live are compared");
+            set(
+                &mut status,
+                Stand::Working,
+                reasons::PLANNING,
+                "the snapshot and what is live are compared",
+            );
         }
         (Step::Refuse, _) => {
             let message = "this release plans rollbacks but does not execute them; create the request with dryRun: true to see what it would do";
@@ -56,10 +61,20 @@ pub(super) async fn publish(
         }
         (Step::Cancel, _) => {
             ended(&mut status, RollbackPhase::Cancelled);
-            set(&mut status, Stand::Stuck, reasons::CANCELLED, "withdrawn before anything was written");
+            set(
+                &mut status,
+                Stand::Stuck,
+                reasons::CANCELLED,
+                "withdrawn before anything was written",
+            );
         }
         (Step::Retry, Some(Err(failure))) => {
-            set(&mut status, Stand::Working, failure.reason, &format!("{failure}; trying again"));
+            set(
+                &mut status,
+                Stand::Working,
+                failure.reason,
+                &format!("{failure}; trying again"),
+            );
             requeue = Action::requeue(RETRY_AFTER);
         }
         (Step::Finish, Some(Ok(written))) => {
@@ -84,9 +99,16 @@ pub(super) async fn publish(
             describe(&mut status, written);
             ended(&mut status, RollbackPhase::Failed);
             let only_git = written.obstacles.iter().all(|o| o.check == "GitOpsOwners");
-            let reason = if only_git { reasons::GITOPS_MANAGED } else { reasons::PREFLIGHT_FAILED };
-            let message: Vec<String> =
-                written.obstacles.iter().map(|o| format!("{}: {}", o.check, o.detail.clone().unwrap_or_default())).collect();
+            let reason = if only_git {
+                reasons::GITOPS_MANAGED
+            } else {
+                reasons::PREFLIGHT_FAILED
+            };
+            let message: Vec<String> = written
+                .obstacles
+                .iter()
+                .map(|o| format!("{}: {}", o.check, o.detail.clone().unwrap_or_default()))
+                .collect();
             let message = message.join(" · ");
             set(&mut status, Stand::Stuck, reason, &message);
             event = Some((true, reason, message));
@@ -158,7 +180,12 @@ impl Stand {
     fn write(self, status: &mut RollbackRequestStatus, generation: Option<i64>, reason: &str, message: &str) {
         let now = clock::now_time();
         let mut condition = |type_, value| {
-            let new = NewCondition { type_, status: Some(value), reason: reason.to_owned(), message: message.to_owned() };
+            let new = NewCondition {
+                type_,
+                status: Some(value),
+                reason: reason.to_owned(),
+                message: message.to_owned(),
+            };
             conditions::set(&mut status.conditions, &new, generation, &now);
         };
         match self {

@@ -21,9 +21,19 @@ use crate::{
 };
 
 /// Carries `step` out and says what the status becomes.
-pub(super) async fn step(step: Step, observed: Observed, snapshot: &Arc<Snapshot>, context: &Context) -> Result<Outcome> {
+pub(super) async fn step(
+    step: Step,
+    observed: Observed,
+    snapshot: &Arc<Snapshot>,
+    context: &Context,
+) -> Result<Outcome> {
     let generation = snapshot.metadata.generation;
-    let mut outcome = Outcome { status: observed.status, requeue: None, event: None, then: Then::Nothing };
+    let mut outcome = Outcome {
+        status: observed.status,
+        requeue: None,
+        event: None,
+        then: Then::Nothing,
+    };
     let status = &mut outcome.status;
     match step {
         Step::Rest(again) => {
@@ -35,7 +45,12 @@ pub(super) async fn step(step: Step, observed: Observed, snapshot: &Arc<Snapshot
             }
             outcome.requeue = again;
         }
-        Step::Wait { reason, message, stalled, again } => {
+        Step::Wait {
+            reason,
+            message,
+            stalled,
+            again,
+        } => {
             status.phase.get_or_insert(SnapshotPhase::Pending);
             if stalled {
                 status::stalled(status, generation, reason, &message);
@@ -76,11 +91,18 @@ pub(super) async fn step(step: Step, observed: Observed, snapshot: &Arc<Snapshot
                 Err(_) => None,
             };
             status::ready(status, snapshot, &captured, parent.as_deref());
-            context.metrics.snapshots.get_or_create(&metrics::Outcome { outcome: "ready" }).inc();
+            context
+                .metrics
+                .snapshots
+                .get_or_create(&metrics::Outcome { outcome: "ready" })
+                .inc();
             if let Ok(repository) = &observed.repository {
                 super::maintenance::show_usage(context, repository);
             }
-            let note = format!("captured {} objects as version {}", captured.record.counts.captured, captured.record.version);
+            let note = format!(
+                "captured {} objects as version {}",
+                captured.record.counts.captured, captured.record.version
+            );
             outcome.event = Some((false, reasons::CAPTURED, "Capture", note));
             outcome.then = Then::Forget;
             // The expiry is looked at when the written status comes back.
@@ -89,7 +111,11 @@ pub(super) async fn step(step: Step, observed: Observed, snapshot: &Arc<Snapshot
             status.phase = Some(SnapshotPhase::Failed);
             status.completed_at = Some(clock::now_time());
             status::stalled(status, generation, reason, &message);
-            context.metrics.snapshots.get_or_create(&metrics::Outcome { outcome: "failed" }).inc();
+            context
+                .metrics
+                .snapshots
+                .get_or_create(&metrics::Outcome { outcome: "failed" })
+                .inc();
             outcome.event = Some((true, reason, "Capture", message));
             outcome.then = Then::Forget;
         }
@@ -103,8 +129,18 @@ pub(super) async fn step(step: Step, observed: Observed, snapshot: &Arc<Snapshot
                 return Ok(outcome);
             }
             status.phase = Some(SnapshotPhase::Expired);
-            status::stalled(status, generation, reasons::EXPIRED, "spec.ttl is over; the contents are freed");
-            outcome.event = Some((false, reasons::EXPIRED, "Expire", "spec.ttl is over; the contents are freed".into()));
+            status::stalled(
+                status,
+                generation,
+                reasons::EXPIRED,
+                "spec.ttl is over; the contents are freed",
+            );
+            outcome.event = Some((
+                false,
+                reasons::EXPIRED,
+                "Expire",
+                "spec.ttl is over; the contents are freed".into(),
+            ));
             context.store.want_maintenance();
         }
     }
@@ -119,7 +155,10 @@ pub(super) fn submit(snapshot: &Snapshot, context: &Context) {
         namespace: snapshot.namespace().unwrap_or_default(),
         spec: Arc::new(snapshot.spec.clone()),
     });
-    context.metrics.captures_waiting.set(i64::try_from(context.captures.waiting()).unwrap_or(i64::MAX));
+    context
+        .metrics
+        .captures_waiting
+        .set(i64::try_from(context.captures.waiting()).unwrap_or(i64::MAX));
 }
 
 /// Notes that a Snapshot that was just seen will ask for its capture.

@@ -52,7 +52,10 @@ pub async fn pass(context: &Context, catalog: &Mutex<Catalog>, requests: Vec<Cap
         reason: reasons::API_UNAVAILABLE,
         message: "the capture ended without an outcome; it is tried again".into(),
     });
-    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(missed.clone()))).collect()
+    outcomes
+        .into_iter()
+        .map(|outcome| outcome.unwrap_or_else(|| Err(missed.clone())))
+        .collect()
 }
 
 enum PassError {
@@ -84,7 +87,11 @@ impl PassError {
 }
 
 fn to_failure(failure: Failure) -> CaptureFailure {
-    CaptureFailure { class: failure.class, reason: failure.reason, message: failure.message }
+    CaptureFailure {
+        class: failure.class,
+        reason: failure.reason,
+        message: failure.message,
+    }
 }
 
 fn closed(message: String, corrupt: bool) -> Failure {
@@ -114,7 +121,10 @@ async fn attempt(
     requests: &[CaptureRequest],
     outcomes: &mut [Option<CaptureOutcome>],
 ) -> Result<(), PassError> {
-    let repository = context.store.repository().map_err(|(message, corrupt)| PassError::Closed(message, corrupt))?;
+    let repository = context
+        .store
+        .repository()
+        .map_err(|(message, corrupt)| PassError::Closed(message, corrupt))?;
     repository.refresh().await?;
     // A capture that was committed before a crash is not made again.
     for (request, outcome) in requests.iter().zip(outcomes.iter_mut()) {
@@ -138,7 +148,11 @@ async fn attempt(
             Ok(selection) => {
                 let mut target = Target::new(&request.namespace, selection, key.clone());
                 // Whoever asked for no volume data need not be told that there is none.
-                target.lists_volume_data = request.spec.volumes.as_ref().is_none_or(|v| v.method != Some(VolumeMethod::Skip));
+                target.lists_volume_data = request
+                    .spec
+                    .volumes
+                    .as_ref()
+                    .is_none_or(|v| v.method != Some(VolumeMethod::Skip));
                 targets.push(target);
                 target_of.push(index);
             }
@@ -152,16 +166,29 @@ async fn attempt(
         }
     }
     let writer = repository.writer().await?;
-    let newest: Vec<_> = target_of.iter().map(|index| newest(&repository, &lineage_key(&requests[*index]))).collect();
+    let newest: Vec<_> = target_of
+        .iter()
+        .map(|index| newest(&repository, &lineage_key(&requests[*index])))
+        .collect();
     let mut lanes = Vec::new();
-    for ((record, previous), target) in newest.iter().zip(Previous::all(&repository, &newest).await).zip(&targets) {
-        lanes.push((writer.manifest(record.as_deref()).await?, previous, target.selection.secrets()));
+    for ((record, previous), target) in newest
+        .iter()
+        .zip(Previous::all(&repository, &newest).await)
+        .zip(&targets)
+    {
+        lanes.push((
+            writer.manifest(record.as_deref()).await?,
+            previous,
+            target.selection.secrets(),
+        ));
     }
     let sink = RepositorySink::new(&writer, lanes);
     let pass = Pass {
         client: &context.client,
         catalog,
-        options: capture::Options { concurrency: usize::from(context.options.captures) },
+        options: capture::Options {
+            concurrency: usize::from(context.options.captures),
+        },
     };
     let reports = capture::run(&pass, &targets, &sink).await?;
 
@@ -193,7 +220,11 @@ async fn attempt(
 
 async fn finish(mut builder: ManifestBuilder, extras: &Extras) -> Result<BuiltManifest, PassError> {
     let json = serde_json::to_value(extras).map_err(|e| {
-        Failure::new(Class::Invalid, reasons::CAPTURE_INCOMPLETE, format!("the manifest cannot be written: {e}"))
+        Failure::new(
+            Class::Invalid,
+            reasons::CAPTURE_INCOMPLETE,
+            format!("the manifest cannot be written: {e}"),
+        )
     })?;
     builder.set_extras(json);
     builder.set_digest_extra(&extras.digest_bytes());
@@ -202,20 +233,35 @@ async fn finish(mut builder: ManifestBuilder, extras: &Extras) -> Result<BuiltMa
 
 fn extras(request: &CaptureRequest, captured: capture::Captured, read: BTreeMap<String, KindRead>) -> Extras {
     let images = captured.images;
-    let mut components: Vec<ComponentCount> =
-        captured.components.into_iter().map(|(name, items)| ComponentCount { name, items }).collect();
+    let mut components: Vec<ComponentCount> = captured
+        .components
+        .into_iter()
+        .map(|(name, items)| ComponentCount { name, items })
+        .collect();
     if !images.is_empty() {
         let items = i64::try_from(images.len()).unwrap_or(i64::MAX);
-        components.push(ComponentCount { name: crate::api::snapshot::Component::Images, items });
+        components.push(ComponentCount {
+            name: crate::api::snapshot::Component::Images,
+            items,
+        });
         components.sort_by_key(|c| c.name);
     }
     Extras {
         retain: request.spec.deletion_policy == Some(DeletionPolicy::Retain),
         capture: request.spec.capture.clone(),
-        components, skipped: captured.skipped, images, read }
+        components,
+        skipped: captured.skipped,
+        images,
+        read,
+    }
 }
 
-fn draft(request: &CaptureRequest, namespace_uid: String, started_at: Timestamp, manifest: BuiltManifest) -> SnapshotDraft {
+fn draft(
+    request: &CaptureRequest,
+    namespace_uid: String,
+    started_at: Timestamp,
+    manifest: BuiltManifest,
+) -> SnapshotDraft {
     SnapshotDraft {
         uid: request.uid.clone(),
         namespace: request.namespace.clone(),
@@ -253,7 +299,9 @@ pub async fn recall(repository: &repository::Repository, uid: &str) -> CaptureOu
     };
     match read.await {
         Ok((record, extras)) => {
-            let extras = extras.and_then(|json| serde_json::from_value(json).ok()).unwrap_or_default();
+            let extras = extras
+                .and_then(|json| serde_json::from_value(json).ok())
+                .unwrap_or_default();
             Ok(Captured { record, extras })
         }
         Err(error) => Err(to_failure(store_failure(&error))),
@@ -265,9 +313,17 @@ async fn fingerprint_key(
     context: &Context,
     mut requests: impl Iterator<Item = &CaptureRequest>,
 ) -> Result<Option<FingerprintKey>, Failure> {
-    let wanted = requests.any(|r| r.spec.capture.as_ref().is_some_and(|c: &Capture| c.secrets == Some(SecretsMode::Fingerprint)));
+    let wanted = requests.any(|r| {
+        r.spec
+            .capture
+            .as_ref()
+            .is_some_and(|c: &Capture| c.secrets == Some(SecretsMode::Fingerprint))
+    });
     if !wanted {
         return Ok(None);
     }
-    crate::cluster::key::installation_key(&context.client, &context.options.namespace).await.map(|bytes| Some(FingerprintKey::new(bytes))).map_err(Failure::from)
+    crate::cluster::key::installation_key(&context.client, &context.options.namespace)
+        .await
+        .map(|bytes| Some(FingerprintKey::new(bytes)))
+        .map_err(Failure::from)
 }

@@ -41,7 +41,10 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
                     verify(&context, &repository).await;
                     verified = Instant::now();
                 }
-                context.options.maintenance_interval.min(context.options.verify_interval)
+                context
+                    .options
+                    .maintenance_interval
+                    .min(context.options.verify_interval)
             }
             Err((_, corrupt)) => {
                 context.metrics.repository_corrupt.set(i64::from(corrupt));
@@ -87,7 +90,12 @@ async fn verify(context: &Context, repository: &Repository) {
     context.metrics.repository_corrupt.set(i64::from(!report.is_clean()));
     let mut damaged = HashSet::new();
     for finding in &report.findings {
-        tracing::error!(blob = finding.blob, problems = finding.problems.join("; "), snapshots = finding.snapshots.len(), "the repository is damaged");
+        tracing::error!(
+            blob = finding.blob,
+            problems = finding.problems.join("; "),
+            snapshots = finding.snapshots.len(),
+            "the repository is damaged"
+        );
         damaged.extend(finding.snapshots.iter().cloned());
     }
     for uid in context.store.set_damaged(damaged) {

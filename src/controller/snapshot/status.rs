@@ -102,11 +102,19 @@ pub(super) const DAMAGED: &str = "stored contents are missing or do not match th
 /// Whether the contents match their digests. Returns whether that changed.
 pub(super) fn verified(status: &mut SnapshotStatus, generation: Option<i64>, good: bool) -> bool {
     let (reason, message) = if good {
-        (reasons::DIGESTS_MATCH, "what was written was read back and matches its digests")
+        (
+            reasons::DIGESTS_MATCH,
+            "what was written was read back and matches its digests",
+        )
     } else {
         (reasons::CORRUPT, DAMAGED)
     };
-    let new = NewCondition { type_: conditions::VERIFIED, status: Some(good), reason: reason.into(), message: message.into() };
+    let new = NewCondition {
+        type_: conditions::VERIFIED,
+        status: Some(good),
+        reason: reason.into(),
+        message: message.into(),
+    };
     conditions::set(&mut status.conditions, &new, generation, &clock::now_time())
 }
 
