@@ -1,19 +1,19 @@
-//! Which chunk lies where: 20 bytes a chunk, no matter how large the chunk is.
+//! Which chunk lies where: 16 bytes a chunk, no matter how large the chunk is.
 //!
-//! A chunk is known by the first 16 bytes of its SHA-256; whoever reads it compares all 32. Making two contents that share 16 bytes
-//! takes 2^64 hashes and harms only their author, whose second object then reads as damaged.
+//! A chunk is known by the first 12 bytes of its SHA-256; whoever reads it compares all 32. Making two contents that share 12 bytes
+//! takes 2^48 hashes and harms only their author, whose second object then reads as damaged.
 
 use std::ops::Range;
 
 use crate::domain::object::Digest;
 
-/// The first 16 bytes of a chunk's digest.
-pub(super) type Key = [u8; 16];
+/// The first 12 bytes of a chunk's digest.
+pub(super) type Key = [u8; 12];
 
 /// The key of a digest.
 pub(super) fn key_of(digest: &Digest) -> Key {
-    let mut key = [0; 16];
-    key.copy_from_slice(&digest.as_bytes()[..16]);
+    let mut key = [0; 12];
+    key.copy_from_slice(&digest.as_bytes()[..12]);
     key
 }
 

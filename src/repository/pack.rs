@@ -23,7 +23,7 @@ pub(super) const FORMAT: u8 = 1;
 const HEADER: usize = 5;
 const TRAILER: usize = 4 + 8 + 32;
 /// Raw bytes after which a frame is closed.
-pub(super) const FRAME_TARGET: usize = 128 << 10;
+pub(super) const FRAME_TARGET: usize = 256 << 10;
 /// Largest chunk: far above what an API server accepts for one object.
 pub(super) const MAX_CHUNK: usize = 16 << 20;
 /// A frame closes at its target, so it holds less than that plus one chunk and its length table.
