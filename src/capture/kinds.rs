@@ -93,7 +93,7 @@ impl Catalog {
         let (served, version) = futures::join!(discovery::served(client, &storage_versions), version);
         let served = served?;
         // Without it nothing is reused, which is only slower.
-        let server = version
+        let api_server = version
             .inspect_err(|error| tracing::debug!(%error, "every object is read in full"))
             .ok();
         self.stale = served.stale;
@@ -110,8 +110,8 @@ impl Catalog {
                     .crds
                     .revision(&kind.group, &kind.plural)
                     .or(builtin.as_ref().map(|_| ""));
-                let rules = server.as_ref().zip(definition).map(|(server, definition)| {
-                    format!("{REVISION} {} {definition}", server.git_version)
+                let rules = api_server.as_ref().zip(definition).map(|(version, definition)| {
+                    format!("{REVISION} {} {definition}", version.git_version)
                         .trim_end()
                         .to_owned()
                 });

@@ -4,6 +4,7 @@
 mod kinds;
 mod pass;
 mod read;
+mod rows;
 mod target;
 
 pub use kinds::{Catalog, WantedKind};

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use kube::Client;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    Identity, Item, Known, Observed, Sink, WantedKind,
+    Identity, Item, Observed, Sink, WantedKind,
+    rows::{Head, Position, Row},
     target::{Failure, Target},
 };
 use crate::{
@@ -123,55 +124,6 @@ fn unreadable(kind: &WantedKind, namespace: &str, error: &cluster::Error) -> Fai
     );
     // Retried already with back-off: a server that still does not serve the kind will not by itself.
     Failure::new(Class::Invalid, reasons::CAPTURE_INCOMPLETE, message)
-}
-
-/// The last object that was handled; lists are ordered by namespace and name within one server key space.
-#[derive(Default, Clone)]
-struct Position(Option<(String, String)>);
-
-impl Position {
-    fn covers(&self, namespace: &str, name: &str) -> bool {
-        // Keys are `<namespace>/<name>`: '/' sorts after '-' and '.', so compare as the server does.
-        self.0.as_ref().is_some_and(|(ns, n)| {
-            let left = namespace.bytes().chain(*b"/").chain(name.bytes());
-            left.le(ns.bytes().chain(*b"/").chain(n.bytes()))
-        })
-    }
-}
-
-/// The part of an object that tells whether it is known and whether it is selected.
-#[derive(Deserialize)]
-struct Head {
-    metadata: HeadMetadata,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct HeadMetadata {
-    name: String,
-    namespace: Option<String>,
-    uid: String,
-    resource_version: String,
-    labels: Option<Value>,
-    owner_references: Option<Value>,
-    deletion_timestamp: Option<Value>,
-}
-
-/// An object of a page, and what each target that wants it holds of it.
-struct Row<'a> {
-    raw: &'a str,
-    namespace: String,
-    /// The object as far as selections look at it.
-    head: Value,
-    known: Vec<(Identity, Option<Known>)>,
-    /// Whether the whole object is needed.
-    whole: bool,
-}
-
-impl Row<'_> {
-    fn name(&self) -> &str {
-        self.head["metadata"]["name"].as_str().unwrap_or_default()
-    }
 }
 
 /// How one list goes.

@@ -191,8 +191,8 @@ async fn what_did_not_change_is_read_as_metadata_and_each_changed_object_by_one_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn contents_are_not_reused_where_the_same_stored_object_reads_differently() -> Result<()> {
-    let installed = Installed::start("rules", Store::Directory).await?;
+async fn secrets_are_never_taken_over_from_values_to_fingerprints_or_back() -> Result<()> {
+    let installed = Installed::start("modes", Store::Directory).await?;
     namespace(&installed).await?;
     let secrets: Api<Secret> = Api::namespaced(installed.admin().await?, "shop");
     for i in 0..70 {
@@ -222,14 +222,20 @@ async fn contents_are_not_reused_where_the_same_stored_object_reads_differently(
     let (include, print) = (json!({}), json!({"secrets": "Fingerprint"}));
     for (index, capture) in [&include, &include, &print, &print, &include].into_iter().enumerate() {
         let name = format!("secrets-{index}");
-        let (lists, gets, taken) = counted(&installed, &name, &json!({"capture": capture}), "secrets").await?;
-        equals_a_full_capture(&installed, &taken, capture).await?;
+        let (lists, gets, snapshot) = counted(&installed, &name, &json!({"capture": capture}), "secrets").await?;
+        equals_a_full_capture(&installed, &snapshot, capture).await?;
         // Of metadata the token, whose type that does not tell; for fingerprints the key alone.
         let singly = u64::from(matches!(index, 1..=3));
         ensure!((lists, gets) == (1, singly), "{name}: {lists} LISTs and {gets} GETs");
     }
 
-    // A definition that fills in a default changes what is read, and no resourceVersion.
+    installed.cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_that_a_definition_fills_in_is_seen_although_no_resource_version_moves() -> Result<()> {
+    let installed = Installed::start("defaults", Store::Directory).await?;
+    namespace(&installed).await?;
     let definition = |properties: Value| {
         json!({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",

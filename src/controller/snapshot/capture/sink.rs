@@ -1,7 +1,7 @@
 //! Writes what a pass reads into the repository, and tells the pass what it need not read again.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map},
     pin::Pin,
     sync::Arc,
 };
@@ -91,9 +91,11 @@ impl Lane {
     }
 }
 
+type Entries = Pin<Box<dyn Stream<Item = repository::Result<(SharedKind, Entry)>> + Send>>;
+
 /// A walk over the entries of one kind of one snapshot, beside the list of the same kind.
 struct Walk {
-    entries: Pin<Box<dyn Stream<Item = repository::Result<(SharedKind, Entry)>> + Send>>,
+    entries: Entries,
     next: Option<Entry>,
     /// The name that was asked for last.
     at: String,
@@ -170,11 +172,12 @@ impl<'a> RepositorySink<'a> {
         let Some((previous, _)) = lane.reusable(kind) else {
             return Ok(None);
         };
-        if !walks.contains_key(&object.target) {
-            walks.insert(object.target, Walk::start(previous, header).await?);
-        }
-        if let Some(Some(walk)) = walks.get_mut(&object.target)
-            && *object.name < *walk.at
+        let walk = match walks.entry(object.target) {
+            hash_map::Entry::Occupied(walk) => walk.into_mut(),
+            hash_map::Entry::Vacant(none) => none.insert(Walk::start(previous, header).await?),
+        };
+        let Some(walk) = walk else { return Ok(None) };
+        if *object.name < *walk.at
             && walk.restarts > 0
             && let Some(again) = Walk::start(previous, header).await?
         {
@@ -183,9 +186,6 @@ impl<'a> RepositorySink<'a> {
                 ..again
             };
         }
-        let Some(Some(walk)) = walks.get_mut(&object.target) else {
-            return Ok(None);
-        };
         let found = walk.find(&object.name).await?.filter(|entry| {
             !object.uid.is_empty() && entry.uid == object.uid && entry.resource_version == object.resource_version
         });
