@@ -18,6 +18,8 @@ LABEL org.opencontainers.image.title="Backstep" \
       org.opencontainers.image.description="The undo button of a Kubernetes namespace" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /out/ /
+# Memory of a capture goes back at once.
+ENV MIMALLOC_PURGE_DELAY=0 MIMALLOC_ARENA_EAGER_COMMIT=0
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/backstep"]
 CMD ["run"]

@@ -85,6 +85,8 @@ impl Operator {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", KEEPER, "keeper"])
+            // As the chart sets them.
+            .envs([("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ARENA_EAGER_COMMIT", "0")])
             .arg(program)
             .args([
                 "run",

@@ -24,7 +24,7 @@ pub use self::{
     core::{Options, Repository},
     error::{Error, Result},
     maintain::MaintenanceReport,
-    manifest::{BuiltManifest, Entry, KindHeader, ManifestBuilder, ManifestReader, SharedKind, SnapshotDigest},
+    manifest::{BuiltManifest, Entry, KindHeader, ManifestBuilder, ManifestReader, SharedKind, SnapshotDigest, uid_mark},
     model::{
         Counts, FORMAT_VERSION, LineageKey, LineageState, ParentHint, SegmentRef, Sizes, SnapshotDraft, SnapshotRecord,
         Usage,

@@ -23,7 +23,7 @@ pub(super) const FORMAT: u8 = 1;
 const HEADER: usize = 5;
 const TRAILER: usize = 4 + 8 + 32;
 /// Raw bytes after which a frame is closed.
-pub(super) const FRAME_TARGET: usize = 256 << 10;
+pub(super) const FRAME_TARGET: usize = 192 << 10;
 /// Largest chunk: far above what an API server accepts for one object.
 pub(super) const MAX_CHUNK: usize = 16 << 20;
 /// A frame closes at its target, so it holds less than that plus one chunk and its length table.
@@ -345,7 +345,7 @@ impl PackBody {
 
     /// Writes footer and trailer.
     pub fn seal(self) -> SealedPack {
-        let mut footer = Vec::with_capacity(self.keys.len() * 16 + self.frames.len() * 12 + 8);
+        let mut footer = Vec::with_capacity(self.keys.len() * size_of::<Key>() + self.frames.len() * 12 + 8);
         footer.size(self.frames.len());
         for frame in &self.frames {
             footer.varint(u64::from(frame.len));
@@ -439,7 +439,7 @@ pub(super) fn read_tail(tail: &[u8], size: u64) -> Decoded<Footer> {
     if offset + (tail.len() - start) as u64 != size {
         return malformed("frames do not add up to the size");
     }
-    if reader.remaining() != (first as usize).saturating_mul(16) {
+    if reader.remaining() != (first as usize).saturating_mul(size_of::<Key>()) {
         return malformed("keys do not match the chunks");
     }
     let mut keys = Vec::with_capacity(first as usize);

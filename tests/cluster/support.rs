@@ -138,6 +138,8 @@ impl Installed {
         let log = self.files.path().join(format!("{identity}.log"));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let child = Command::new(env!("CARGO_BIN_EXE_backstep"))
+            // As the chart sets them.
+            .envs([("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ARENA_EAGER_COMMIT", "0")])
             .arg("run")
             .arg("--kubeconfig")
             .arg(kubeconfig)

@@ -24,19 +24,18 @@ const UID_TEXT: u8 = 32;
 const REVISION: u8 = 64;
 const REVISION_TEXT: u8 = 128;
 
-/// A UID: 16 bytes when it is a UUID in its usual spelling.
+/// What tells an object from another one of its name: 8 bytes when it is spelled as 16 lower-case hex digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::repository) enum Uid {
-    Uuid([u8; 16]),
+    Mark([u8; 8]),
     Text(Box<str>),
 }
 
 impl Uid {
     fn parse(text: &str) -> Self {
-        let compact: String = text.split('-').collect();
-        let mut bytes = [0; 16];
-        if hex::decode_to_slice(&compact, &mut bytes).is_ok() && spell(&bytes) == text {
-            Self::Uuid(bytes)
+        let mut bytes = [0; 8];
+        if hex::decode_to_slice(text, &mut bytes).is_ok() && hex::encode(bytes) == text {
+            Self::Mark(bytes)
         } else {
             Self::Text(text.into())
         }
@@ -44,15 +43,10 @@ impl Uid {
 
     pub fn text(&self) -> String {
         match self {
-            Self::Uuid(bytes) => spell(bytes),
+            Self::Mark(bytes) => hex::encode(bytes),
             Self::Text(text) => text.to_string(),
         }
     }
-}
-
-fn spell(bytes: &[u8; 16]) -> String {
-    let h = hex::encode(bytes);
-    [&h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..]].join("-")
 }
 
 /// A resource version: a number in all servers that use etcd.
@@ -187,7 +181,7 @@ impl Row {
             None => {}
         }
         match self.uid {
-            Some(Uid::Uuid(_)) => flags |= UID,
+            Some(Uid::Mark(_)) => flags |= UID,
             Some(Uid::Text(_)) => flags |= UID | UID_TEXT,
             None => {}
         }
@@ -277,7 +271,7 @@ pub(in crate::repository) fn encode(kinds: &[SharedKind], rows: &[Row]) -> Vec<u
     }
     for uid in rows.iter().filter_map(|row| row.uid.as_ref()) {
         match uid {
-            Uid::Uuid(uuid) => bytes.extend_from_slice(uuid),
+            Uid::Mark(mark) => bytes.extend_from_slice(mark),
             Uid::Text(text) => bytes.text(text),
         }
     }
@@ -375,7 +369,7 @@ pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
         rows[at].uid = Some(if flags[at] & UID_TEXT != 0 {
             Uid::Text(reader.text()?.into())
         } else {
-            Uid::Uuid(reader.array()?)
+            Uid::Mark(reader.array()?)
         });
     }
     for (at, size) in contents.into_iter().zip(sizes) {

@@ -17,7 +17,7 @@ use crate::{
     domain::snapshot::{Extras, KindRead},
     repository::{
         self, Entry, FrameGroup, KindHeader, ManifestBuilder, ManifestReader, Repository, SharedKind, SnapshotRecord,
-        Writer,
+        Writer, uid_mark,
     },
 };
 
@@ -187,7 +187,9 @@ impl<'a> RepositorySink<'a> {
             };
         }
         let found = walk.find(&object.name).await?.filter(|entry| {
-            !object.uid.is_empty() && entry.uid == object.uid && entry.resource_version == object.resource_version
+            !object.uid.is_empty()
+                && entry.uid == uid_mark(&object.uid)
+                && entry.resource_version == object.resource_version
         });
         let known = found.map(|entry| Known {
             content: entry.content,
@@ -219,7 +221,7 @@ impl<'a> RepositorySink<'a> {
                         content,
                         size,
                         beside,
-                        uid,
+                        uid: uid_mark(&uid),
                         resource_version,
                     },
                 ));
@@ -238,7 +240,7 @@ impl<'a> RepositorySink<'a> {
             name: object.name,
             content,
             beside,
-            uid: object.uid,
+            uid: uid_mark(&object.uid),
             resource_version: object.resource_version,
             size: u32::try_from(object.content.len()).unwrap_or(u32::MAX),
         };
