@@ -24,7 +24,9 @@ pub use self::{
     core::{Options, Repository},
     error::{Error, Result},
     maintain::MaintenanceReport,
-    manifest::{BuiltManifest, Entry, KindHeader, ManifestBuilder, ManifestReader, SharedKind, SnapshotDigest, uid_mark},
+    manifest::{
+        BuiltManifest, Entry, KindHeader, ManifestBuilder, ManifestReader, SharedKind, SnapshotDigest, uid_mark,
+    },
     model::{
         Counts, FORMAT_VERSION, LineageKey, LineageState, ParentHint, SegmentRef, Sizes, SnapshotDraft, SnapshotRecord,
         Usage,

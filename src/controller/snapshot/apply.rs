@@ -163,7 +163,11 @@ pub(super) fn submit(snapshot: &Snapshot, context: &Context) {
 
 /// Notes that a Snapshot that was just seen will ask for its capture.
 pub(super) fn expected(context: &Context, snapshot: &Snapshot) {
-    let phase = snapshot.status.as_ref().and_then(|status| status.phase).unwrap_or_default();
+    let phase = snapshot
+        .status
+        .as_ref()
+        .and_then(|status| status.phase)
+        .unwrap_or_default();
     if phase == SnapshotPhase::Pending
         && let Some(uid) = snapshot.uid()
     {

@@ -244,9 +244,22 @@ mod tests {
         let seen = Arc::clone(&passes);
         let runner = tokio::spawn(captures.clone().run(CancellationToken::new(), move |batch| {
             seen.lock().unwrap().push(batch.len());
-            async move { batch.iter().map(|_| Err(CaptureFailure { class: Class::Invalid, reason: "Test", message: String::new() })).collect() }
+            async move {
+                batch
+                    .iter()
+                    .map(|_| {
+                        Err(CaptureFailure {
+                            class: Class::Invalid,
+                            reason: "Test",
+                            message: String::new(),
+                        })
+                    })
+                    .collect()
+            }
         }));
-        tokio::time::timeout(QUIET * 3, std::future::pending::<()>()).await.unwrap_err();
+        tokio::time::timeout(QUIET * 3, std::future::pending::<()>())
+            .await
+            .unwrap_err();
         assert!(passes.lock().unwrap().is_empty(), "the pass did not wait");
         captures.submit(request("late"));
         captures.expect_no_more("never");
