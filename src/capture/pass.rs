@@ -72,7 +72,7 @@ pub async fn run(pass: &Pass<'_>, targets: &[Target], sink: &dyn Sink) -> Result
         let served = kinds
             .iter()
             .map(|kind| (kind.info.group.as_str(), kind.info.kind.as_str()));
-        let unknown = target.selection.unknown_kinds(served);
+        let unknown = target.selection.unknown_kinds(&served);
         if !unknown.is_empty() {
             target.fail(Failure::new(
                 Class::Invalid,

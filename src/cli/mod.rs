@@ -294,7 +294,7 @@ mod tests {
             "--as-group",
             "b",
         ]);
-        let global = parsed.map(|cli| cli.global).unwrap_or_else(|e| panic!("{e}"));
+        let global = parsed.map_or_else(|e| panic!("{e}"), |cli| cli.global);
         assert_eq!(global.namespace.as_deref(), Some("shop"));
         assert_eq!(global.impersonate_groups, ["a", "b"]);
     }

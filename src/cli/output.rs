@@ -251,7 +251,7 @@ pub fn bytes(count: u64) -> String {
 }
 
 /// `1 image`, `2 images`; `one` is a word whose plural ends in `s`.
-pub fn counted<N: Display + PartialEq + From<u8>>(count: N, one: &str) -> String {
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, one: &str) -> String {
     format!("{count} {one}{}", if count == N::from(1) { "" } else { "s" })
 }
 

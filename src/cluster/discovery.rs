@@ -34,6 +34,7 @@ pub struct Served {
 }
 
 /// Aggregated discovery: two requests whatever the number of groups (Kubernetes 1.30 and later).
+#[allow(clippy::implicit_hasher, reason = "one map, made by the catalog of custom resources")]
 pub async fn served(client: &Client, storage_versions: &HashMap<String, String>) -> Result<Served> {
     let (core, groups) = tokio::try_join!(
         call::repeat("discover the core API", call::DEADLINE, || client

@@ -6,6 +6,7 @@ use crate::api::{reasons, rollback_request::RollbackPhase};
 
 /// What is known of a request.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is one field of the spec")]
 pub struct Facts<'a> {
     /// Where it stands.
     pub phase: RollbackPhase,

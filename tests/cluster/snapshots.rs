@@ -551,6 +551,86 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
     installed.cluster.stop().await
 }
 
+/// The status line and body of a GET.
+fn get(address: &str, path: &str) -> Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address)?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: backstep\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_is_ready_only_while_its_policies_are_in_place_and_counts_what_it_does() -> Result<()> {
+    let installed = Installed::start("admin", Store::Directory).await?;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    installed.given(&namespace.to_string()).await?;
+    installed.snapshot("shop", "one", &json!({})).await?;
+    let address = installed.operator()?.admin().await?;
+    ensure!(
+        get(&address, "/livez")?.starts_with("HTTP/1.1 200") && get(&address, "/readyz")?.starts_with("HTTP/1.1 200")
+    );
+    let metrics = get(&address, "/metrics")?;
+    for line in [
+        "backstep_snapshots_total{outcome=\"ready\"} 1",
+        "backstep_leader 1",
+        "backstep_guard_healthy 1",
+        "backstep_repository_corrupt 0",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    ensure!(!metrics.contains("shop"), "names are no labels");
+
+    // Nothing is captured while a policy is missing, and the Snapshot says why.
+    let policy = "requests.guard.backstep.dev";
+    let yaml = installed
+        .cluster
+        .kubectl(
+            &User::admin(),
+            &["get", "validatingadmissionpolicy", policy, "-o", "json"],
+            None,
+        )
+        .await?
+        .success()?
+        .stdout;
+    installed
+        .cluster
+        .kubectl(&User::admin(), &["delete", "validatingadmissionpolicy", policy], None)
+        .await?
+        .success()?;
+    wait_until(PATIENCE, "the operator to miss its policy", async || {
+        let answer = get(&address, "/readyz").map_err(|e| e.to_string())?;
+        if answer.starts_with("HTTP/1.1 503") && answer.contains(policy) {
+            Ok(Some(()))
+        } else {
+            Err(answer)
+        }
+    })
+    .await?;
+    let manifest = json!({"apiVersion": "backstep.dev/v1alpha1", "kind": "Snapshot", "metadata": {"name": "held", "namespace": "shop"}, "spec": {}});
+    installed.given(&manifest.to_string()).await?;
+    let api: Api<Snapshot> = Api::namespaced(installed.admin().await?, "shop");
+    wait_until(PATIENCE, "the Snapshot to say what is missing", async || {
+        let held = api.get("held").await.map_err(|e| e.to_string())?;
+        if reason(&held).starts_with("GuardUnhealthy") {
+            Ok(Some(()))
+        } else {
+            Err(status(&held).to_string())
+        }
+    })
+    .await?;
+    let mut again: Value = serde_json::from_str(&yaml)?;
+    again["metadata"] = json!({"name": policy});
+    installed.given(&again.to_string()).await?;
+    let held = installed.ended("shop", "held").await?;
+    ensure!(status(&held)["phase"] == "Ready", "{:#}", status(&held));
+    installed.cluster.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_in_the_store_is_found_by_itself_and_said_on_each_affected_snapshot() -> Result<()> {
     let arguments = ["--verify-interval", "1s", "--maintenance-interval", "1s"];

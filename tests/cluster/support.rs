@@ -49,42 +49,23 @@ impl Drop for Operator {
 }
 
 impl Operator {
-    /// Everything it logged.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Its process.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Whether it still runs.
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    /// Address of its admin server.
+    pub async fn admin(&self) -> Result<String> {
+        wait_until(PATIENCE, "the operator's admin address", async || {
+            let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let found = text.lines().find_map(|line| {
+                let rest = line.split_once("the admin server listens")?.1.split_once("address=")?.1;
+                rest.split_whitespace().next().map(ToOwned::to_owned)
+            });
+            found.map(Some).ok_or(text)
+        })
+        .await
     }
 
     /// Ends it without warning.
     pub fn kill(mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-
-    /// Address of its admin server.
-    pub async fn admin(&self) -> Result<String> {
-        let log = self.log.clone();
-        wait_until(PATIENCE, "the operator's admin address", async || {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let found = text.lines().find_map(|line| {
-                line.contains("the admin server listens")
-                    .then(|| line.split("address=").nth(1))
-                    .flatten()
-                    .and_then(|rest| rest.split_whitespace().next())
-                    .map(ToOwned::to_owned)
-            });
-            found.map(Some).ok_or(text)
-        })
-        .await
     }
 }
 

@@ -48,7 +48,7 @@ pub async fn run(verb: Verb, context: &mut Context) -> Result<Exit, Failure> {
         Verb::Create(options) => create::run(options, context).await,
         Verb::List(options) => list::run(&options, context).await,
         Verb::Show(options) => show::run(&options, context).await,
-        Verb::Diff(options) => diff::run(&options, context).await,
+        Verb::Diff(options) => Box::pin(diff::run(&options, context)).await,
         Verb::Verify(options) => verify::run(&options, context).await,
         Verb::Export(options) => export::run(&options, context).await,
         Verb::Tag(options) => tag::run(&options, context).await,

@@ -133,7 +133,7 @@ pub(super) async fn sides(
     let mut captured = Vec::new();
     for (id, (component, entry)) in &entries {
         let differs = !equal.contains(id);
-        let content = if differs {
+        let held = if differs {
             Some(read_json(repository, &entry.content).await?)
         } else {
             None
@@ -146,7 +146,7 @@ pub(super) async fn sides(
             id: id.clone(),
             component: *component,
             digest: entry.content,
-            content,
+            content: held,
             beside,
             fingerprints_only: capture.secrets == Some(SecretsMode::Fingerprint)
                 && id.group.is_empty()
@@ -161,11 +161,11 @@ pub(super) async fn sides(
     Ok(Sides {
         captured,
         live,
+        kinds,
         unserved,
         captured_kinds,
         owners,
         key,
-        kinds,
     })
 }
 

@@ -1,4 +1,4 @@
-//! The controller of RollbackRequests. This release makes, rates and checks plans (`dryRun: true`); other requests are told
+//! The controller of `RollbackRequests`. This release makes, rates and checks plans (`dryRun: true`); other requests are told
 //! that execution is not available.
 
 mod gather;

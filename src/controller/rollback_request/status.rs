@@ -25,6 +25,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 const RESTART_BYTES: usize = 512;
 
 /// Writes what `step` comes to, where that changes the status.
+#[allow(clippy::too_many_lines, reason = "one arm a step")]
 pub(super) async fn publish(
     request: &Arc<RollbackRequest>,
     step: &Step,

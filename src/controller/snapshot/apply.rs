@@ -21,6 +21,7 @@ use crate::{
 };
 
 /// Carries `step` out and says what the status becomes.
+#[allow(clippy::too_many_lines, reason = "one arm a step")]
 pub(super) async fn step(
     step: Step,
     observed: Observed,

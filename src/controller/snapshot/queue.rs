@@ -134,8 +134,7 @@ impl Captures {
     /// Where the capture of `uid` stands.
     pub fn progress(&self, uid: &str) -> Progress {
         match self.lock().get(uid) {
-            None => Progress::Unknown,
-            Some(Entry::Expected) => Progress::Unknown,
+            None | Some(Entry::Expected) => Progress::Unknown,
             Some(Entry::Waiting(_)) => Progress::Waiting,
             Some(Entry::Running) => Progress::Running,
             Some(Entry::Ended(outcome)) => Progress::Ended(outcome.clone()),

@@ -34,17 +34,13 @@ impl References {
 
     /// Notes what a captured object refers to.
     pub fn collect(&mut self, info: &KindInfo, object: &Value) {
-        match (info.group.as_str(), info.kind.as_str()) {
-            ("", "ServiceAccount") => {
-                self.names(&object["imagePullSecrets"], |names| &mut names.secrets);
-                self.names(&object["secrets"], |names| &mut names.secrets);
-            }
-            _ => {
-                let Some(pod) = pod_spec(info, object) else { return };
-                self.pod(pod);
-                if info.kind == "StatefulSet" {
-                    self.claim_templates(object);
-                }
+        if info.group.is_empty() && info.kind == "ServiceAccount" {
+            self.names(&object["imagePullSecrets"], |names| &mut names.secrets);
+            self.names(&object["secrets"], |names| &mut names.secrets);
+        } else if let Some(pod) = pod_spec(info, object) {
+            self.pod(pod);
+            if info.kind == "StatefulSet" {
+                self.claim_templates(object);
             }
         }
     }

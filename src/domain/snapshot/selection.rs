@@ -109,7 +109,7 @@ impl Selection {
     }
 
     /// Kinds that `include` names and that are not among `served` (group and kind).
-    pub fn unknown_kinds<'a>(&self, served: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Vec<String> {
+    pub fn unknown_kinds<'a>(&self, served: &(impl Iterator<Item = (&'a str, &'a str)> + Clone)) -> Vec<String> {
         self.include
             .iter()
             .flat_map(|filter| filter.kinds.iter().map(move |kind| (filter.group.as_deref(), kind)))
@@ -351,7 +351,7 @@ mod tests {
         );
         let served = [("", "Service"), ("apps", "Deployment")];
         assert_eq!(
-            selection.unknown_kinds(served.iter().copied()),
+            selection.unknown_kinds(&served.iter().copied()),
             ["Deploymnt", "Service.x.dev"]
         );
     }

@@ -415,7 +415,7 @@ mod tests {
             let uid = if mask & 64 == 0 {
                 uid
             } else {
-                spell(&content[..16].try_into().unwrap())
+                hex::encode(&content[..8])
             };
             let resource_version = revision.map_or_else(|| "x1".to_owned(), |n| n.to_string());
             let beside = beside.map(|b| Digest::of(&b));
