@@ -73,8 +73,8 @@ pub fn not_for_everybody(why: String) -> Error {
     Error::new(Class::Forbidden, "you may not read the contents of snapshots")
         .because(why)
         .fix(
-            "contents can be read by administrators only; `diff --against live` without access to the store comes with \
-             dry-run requests; until then ask an administrator",
+            "contents can be read by administrators only; to see what going back would change, create a RollbackRequest with \
+             dryRun: true and read its RollbackPlan, or ask an administrator",
         )
 }
 

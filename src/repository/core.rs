@@ -379,6 +379,27 @@ impl Repository {
         }
     }
 
+    /// What was committed on a store that was emptied or replaced underneath would rely on contents that are gone.
+    async fn still_there(&self, seq: u64) -> Result<()> {
+        let blob = Envelope::Record.blob(seq);
+        if seq == 0 || self.inner.backend.get(&blob).await?.is_some() {
+            return Ok(());
+        }
+        // A checkpoint stands for the records that were pruned behind it.
+        if self
+            .newest_checkpoint()
+            .await?
+            .is_none_or(|(checkpoint, _)| checkpoint < seq)
+        {
+            return Err(Error::corrupt(
+                blob,
+                "the newest record that was read before is gone: the store was emptied or replaced while it was in use; bring \
+                 it back, or restart the operator to begin with what is there now",
+            ));
+        }
+        Ok(())
+    }
+
     /// Sequence number and size of the newest checkpoint.
     async fn newest_checkpoint(&self) -> Result<Option<(u64, u64)>> {
         let listed = self.inner.backend.list(Envelope::Checkpoint.prefix()).await?;
@@ -526,6 +547,7 @@ impl Repository {
             let shared = self.shared();
             (shared.state.seq + 1, shared.state.hash)
         };
+        self.still_there(seq - 1).await?;
         let at = self.now();
         let nonce = hex::encode((self.inner.options.random)());
         let record = Record { at, nonce, op };

@@ -166,6 +166,22 @@ async fn a_blob_that_vanishes_under_an_open_repository_is_found_and_named() {
 }
 
 #[tokio::test]
+async fn nothing_is_committed_to_a_store_that_was_emptied_while_it_was_in_use() {
+    let backend = memory();
+    let repository = open(&backend).await;
+    let state = realistic_namespace(50, 0);
+    capture(&repository, "u1", "shop", &state).await.unwrap();
+    for blob in backend.list("").await.unwrap() {
+        backend.delete(&blob.key).await.unwrap();
+    }
+    let error = capture(&repository, "u2", "another", &state).await.unwrap_err();
+    assert!(error.is_corrupt(), "{error}");
+    assert!(error.to_string().contains("emptied or replaced"), "{error}");
+    assert!(repository.snapshot("u2").is_none());
+    capture(&open(&memory()).await, "u2", "another", &state).await.unwrap();
+}
+
+#[tokio::test]
 async fn damage_under_an_open_repository_is_found_and_heals_by_the_next_capture() {
     let backend = memory();
     let repository = open(&backend).await;
