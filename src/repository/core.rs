@@ -264,7 +264,9 @@ impl Repository {
     pub async fn read_chunk(&self, digest: &Digest) -> Result<Bytes> {
         let key = key_of(digest);
         let mut problem = None;
-        for last in [false, true] {
+        // Each time that the journal has moved on, the chunk may have been moved again.
+        for attempt in 1..=MAX_RACES {
+            let before = self.shared().state.seq;
             let locations = self.shared().locations(&key);
             for location in locations {
                 match self.read_at(&location, digest).await {
@@ -278,8 +280,11 @@ impl Repository {
                     Err(error) => return Err(error),
                 }
             }
-            if !last {
+            if attempt < MAX_RACES {
                 self.refresh().await?;
+                if attempt > 1 && self.shared().state.seq == before {
+                    break;
+                }
             }
         }
         Err(problem.unwrap_or_else(|| {

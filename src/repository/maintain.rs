@@ -51,6 +51,8 @@ pub struct MaintenanceReport {
 #[derive(Default)]
 struct Marks {
     live: Bits,
+    /// [`Shared::drops`] when marking began: a place that was marked before is worth nothing once its pack is gone.
+    drops: u64,
     /// Snapshots walked.
     snapshots: HashSet<String>,
     /// A chunk that a snapshot needs is in no readable pack.
@@ -92,8 +94,16 @@ impl Repository {
         Ok(report)
     }
 
-    /// Walks every live snapshot that was not walked yet. Versions that share all segments are walked once.
+    /// Walks every live snapshot that was not walked yet; all of them again once packs went out of use, for another process may have
+    /// moved what was marked. Versions that share all segments are walked once.
     async fn mark(&self, marks: &mut Marks) -> Result<()> {
+        let drops = self.shared().drops;
+        if marks.drops != drops {
+            *marks = Marks {
+                drops,
+                ..Marks::default()
+            };
+        }
         let mut walked: HashMap<Digest, Vec<Arc<SnapshotRecord>>> = HashMap::new();
         for record in self.snapshots(None) {
             if !marks.snapshots.insert(record.uid.clone()) {
@@ -147,7 +157,7 @@ impl Repository {
             self.mark(marks).await?;
             let _journal = self.inner.journal.lock().await;
             self.catch_up().await?;
-            if self.has_unmarked(marks) {
+            if self.is_stale(marks) {
                 continue;
             }
             let touched = self.touched();
@@ -189,12 +199,10 @@ impl Repository {
         Err(Error::Contended { attempts: MAX_RACES })
     }
 
-    fn has_unmarked(&self, marks: &Marks) -> bool {
-        self.shared()
-            .state
-            .snapshots
-            .keys()
-            .any(|uid| !marks.snapshots.contains(uid))
+    /// Whether snapshots or the places of chunks are known that were not when marking began.
+    fn is_stale(&self, marks: &Marks) -> bool {
+        let shared = self.shared();
+        marks.drops != shared.drops || shared.state.snapshots.keys().any(|uid| !marks.snapshots.contains(uid))
     }
 
     /// Copies what is live out of packs that are mostly dead, and merges small ones.
@@ -214,7 +222,7 @@ impl Repository {
             self.mark(marks).await?;
             let _journal = self.inner.journal.lock().await;
             self.catch_up().await?;
-            if self.has_unmarked(marks) {
+            if self.is_stale(marks) {
                 continue;
             }
             let touched = self.touched();

@@ -30,6 +30,8 @@ pub(super) struct Shared {
     /// By ascending ordinals, which is the order they were added to the journal.
     pub packs: Vec<Loaded>,
     next_ordinal: u32,
+    /// How often packs went out of use: what was resolved to a chunk's place before then may be elsewhere now.
+    pub drops: u64,
     /// Packs whose footer cannot be read, and why.
     pub unreadable: HashMap<PackId, String>,
     /// Packs in which damage was found: read only where there is no other copy.
@@ -100,6 +102,7 @@ impl Shared {
     pub fn adopt(&mut self, mut footers: HashMap<PackId, Result<Footer, String>>) {
         let known: HashSet<PackId> = self.state.packs.values().map(|pack| pack.id).collect();
         let gone: Vec<_> = self.packs.extract_if(.., |pack| !known.contains(&pack.id)).collect();
+        self.drops += u64::from(!gone.is_empty());
         self.writers.retain(|writer| writer.strong_count() > 0);
         let writers: Vec<_> = self.writers.iter().filter_map(Weak::upgrade).collect();
         for pack in gone {
