@@ -98,6 +98,16 @@ impl Installed {
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
         };
         installed.start_operator().await?;
+        // Stamped kinds answer 503 for some seconds after their CRD appears.
+        let probe = r#"{"apiVersion":"backstep.dev/v1alpha1","kind":"Snapshot","metadata":{"name":"probe","namespace":"default"},"spec":{}}"#;
+        wait_until(PATIENCE, "Snapshots to be served", async || {
+            let ran = installed
+                .cluster
+                .kubectl(&User::admin(), &["create", "--dry-run=server", "-f", "-"], Some(probe))
+                .await?;
+            ran.success().map(|_| Some(()))
+        })
+        .await?;
         Ok(installed)
     }
 
