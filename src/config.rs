@@ -43,6 +43,9 @@ pub struct RunOptions {
     /// How long leftovers of an interrupted capture are kept
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     pub orphan_grace: Duration,
+    /// Finished `RollbackRequests` that stay in a namespace; older ones are in the repository's records
+    #[arg(long, default_value_t = 100, value_parser = history_limit)]
+    pub history_limit: usize,
     /// Log format
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: logs::Format,
@@ -79,6 +82,13 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         .ok()
         .and_then(|n| n.checked_mul(factor))
         .ok_or_else(|| format!("`{text}` is not a size: use digits and Ki, Mi, Gi or Ti, e.g. 512Mi"))
+}
+
+fn history_limit(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(limit @ 1..=10_000) => Ok(limit),
+        _ => Err(format!("`{text}` is not a number from 1 to 10000")),
+    }
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -97,3 +97,23 @@ pub const GITOPS_MANAGED: &str = "GitOpsManaged";
 pub const SUSPENDED: &str = "Suspended";
 /// Rollback: withdrawn.
 pub const CANCELLED: &str = "Cancelled";
+/// Rollback: waits for the decisions of approvers; the message says whose.
+pub const AWAITING_APPROVAL: &str = "AwaitingApproval";
+/// Rollback: approved; being executed.
+pub const EXECUTING: &str = "Executing";
+/// Rollback: written; its tests are run.
+pub const VERIFYING: &str = "Verifying";
+/// Rollback: the target is reached and proven.
+pub const COMPLETED: &str = "Completed";
+/// Rollback: an approver said no, or took a yes back.
+pub const REJECTED: &str = "Rejected";
+/// Rollback: a window or freeze of the policy holds it, or `notBefore`.
+pub const HELD: &str = "Held";
+/// Rollback: a live object is not as it was when the plan was approved; the message names it.
+pub const DRIFT: &str = "Drift";
+/// Rollback: it ran before, under this name and spec or this `requestId`.
+pub const ALREADY_EXECUTED: &str = "AlreadyExecuted";
+/// Approval: every stage has its quorum.
+pub const APPROVED: &str = "Approved";
+/// Approval: plan, policy or guard changed, so it is void.
+pub const SUPERSEDED: &str = "Superseded";

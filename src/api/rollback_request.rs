@@ -437,6 +437,15 @@ pub struct Timeouts {
     pub execution: String,
 }
 
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            approval: day(),
+            execution: half_an_hour(),
+        }
+    }
+}
+
 fn day() -> String {
     "24h".into()
 }

@@ -50,7 +50,7 @@ impl Election {
     pub async fn acquire(&mut self) {
         let mut announced = String::new();
         loop {
-            match self.try_acquire().await {
+            match self.attempt().await {
                 Ok(None) => return,
                 Ok(Some(holder)) => {
                     if holder != announced {
@@ -69,7 +69,7 @@ impl Election {
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(self.options.renew_every).await;
-            match self.try_acquire().await {
+            match self.attempt().await {
                 Ok(None) => renewed = Instant::now(),
                 Ok(Some(holder)) => {
                     tracing::error!(%holder, "another process took the leader lease");
@@ -106,8 +106,11 @@ impl Election {
         call::once(&what, Duration::from_secs(5), self.api.get_opt(&self.options.name)).await
     }
 
-    /// `Ok(None)`: this process holds it now. `Ok(Some(holder))`: somebody else does.
-    async fn try_acquire(&mut self) -> Result<Option<String>> {
+    /// One attempt. `Ok(None)`: this process holds it now. `Ok(Some(holder))`: somebody else does.
+    ///
+    /// # Errors
+    /// The Lease could not be read or written.
+    pub async fn attempt(&mut self) -> Result<Option<String>> {
         let what = format!("take lease {}/{}", self.options.namespace, self.options.name);
         let Some(mut lease) = self.read().await? else {
             let lease = Lease {

@@ -38,17 +38,13 @@ impl<T> Clone for Tasks<T> {
 }
 
 impl<T: Send + Sync + 'static> Tasks<T> {
-    /// At most `at_once` pieces of work run together; the channel tells what has ended.
-    pub fn new(at_once: usize) -> (Self, mpsc::UnboundedReceiver<(String, String)>) {
-        let (ended, receiver) = mpsc::unbounded_channel();
-        (
-            Self {
-                entries: Arc::default(),
-                places: Arc::new(Semaphore::new(at_once)),
-                ended,
-            },
-            receiver,
-        )
+    /// At most `at_once` pieces of work run together; `ended` is told what has ended.
+    pub fn new(at_once: usize, ended: mpsc::UnboundedSender<(String, String)>) -> Self {
+        Self {
+            entries: Arc::default(),
+            places: Arc::new(Semaphore::new(at_once)),
+            ended,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<T>>>> {
@@ -96,7 +92,8 @@ mod tests {
 
     #[tokio::test]
     async fn work_is_done_once_and_its_outcome_kept_until_it_is_forgotten() {
-        let (tasks, mut ended) = Tasks::new(1);
+        let (sender, mut ended) = mpsc::unbounded_channel();
+        let tasks = Tasks::new(1, sender);
         for _ in 0..3 {
             tasks.start("a", "shop".into(), "undo".into(), async { 7 });
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use crate::api::approval_request::ApprovalPhase;
 use crate::api::{reasons, rollback_request::RollbackPhase};
 
 /// What is known of a request.
@@ -18,10 +19,16 @@ pub struct Facts<'a> {
     pub suspended: bool,
     /// `spec.dryRun`.
     pub dry_run: bool,
+    /// `spec.timeouts.approval` is over, counted from the creation of the request.
+    pub overdue: bool,
     /// What is missing of CRDs and admission policies; empty is healthy.
     pub guard_missing: &'a [String],
     /// Where its plan stands.
     pub plan: PlanFact,
+    /// Where its approval stands.
+    pub approval: ApprovalFact,
+    /// Where its execution stands.
+    pub execution: ExecutionFact,
 }
 
 /// Where a plan stands.
@@ -31,14 +38,46 @@ pub enum PlanFact {
     Unknown,
     /// Being made.
     UnderWay,
-    /// Written, and nothing stands in its way.
+    /// Written, nothing stands in its way, and a policy says how it is approved.
     Clear,
-    /// Written, and something does.
+    /// Written, nothing stands in its way, but no policy matches: nobody can approve it yet.
+    NoPolicy,
+    /// Written, nothing stands in its way, but its policy refuses it: no other one is asked.
+    Unapprovable,
+    /// Written, and there is nothing to write to the target.
+    Empty,
+    /// Written, and something stands in its way.
     Obstructed,
     /// Could not be made, but may be when tried again.
     Retryable,
     /// Cannot be made.
     Failed,
+}
+
+/// Where the approval stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApprovalFact {
+    /// None was asked for.
+    None,
+    /// It was asked for and its object is not there any more.
+    Gone,
+    /// Its phase, as read just now.
+    Is(ApprovalPhase),
+}
+
+/// Where the execution stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecutionFact {
+    /// Not begun in this process.
+    Unknown,
+    /// Under way.
+    UnderWay,
+    /// The gate did not open, or the target is held by another one: nothing is lost, try again.
+    Held,
+    /// The approval is void: plan again and ask again.
+    Void,
+    /// It has come to an end, good or bad.
+    Ended,
 }
 
 /// The next step.
@@ -55,8 +94,6 @@ pub enum Step {
         /// When to look again.
         again: Duration,
     },
-    /// This release does not execute.
-    Refuse,
     /// Record that planning began, and make the plan.
     Begin,
     /// Make the plan (again).
@@ -67,51 +104,144 @@ pub enum Step {
     Finish,
     /// Publish why there is no plan, or what stands in its way.
     Fail,
+    /// Say that no policy matches, and look again until the time is over.
+    Hold,
+    /// Publish the plan and ask for approval.
+    Ask,
+    /// Say for whom it waits.
+    Await,
+    /// Let the approval that does not fit any more go, plan again and ask again.
+    Again,
+    /// Pass the gate and execute; after a crash, go on.
+    Execute,
+    /// Nothing to write: prove it.
+    Prove,
+    /// Publish how far the execution is, and pass on that it was cancelled.
+    Report,
+    /// Say what the gate waits for, and try it again.
+    Recheck,
+    /// Publish what came of the execution.
+    Conclude,
+    /// The approval ended without one.
+    Close(RollbackPhase),
     /// Withdrawn before anything was written.
     Cancel,
 }
 
 /// Decides, in this order:
-/// 1. being deleted, or in a final phase: nothing;
-/// 2. cancelled: say so;
-/// 3. the guard is not complete: wait;
-/// 4. not a dry run: refuse, for execution comes with a later release;
-/// 5. suspended: wait;
-/// 6. the plan: finish, fail, retry or wait for it; not asked for: begin, or ask again after a crash.
+/// 1. in a final phase: nothing;
+/// 2. the approval is used, or tests run: execute or prove, go on after a crash, report, conclude;
+/// 3. being deleted: nothing;
+/// 4. cancelled: say so, once a gate that is being passed has looked;
+/// 5. the guard is not complete: wait;
+/// 6. asked for: wait for the decision; approved and not suspended: execute; ended without: close; void: plan and ask again;
+/// 7. suspended: wait;
+/// 8. the plan: finish a dry run, prove what is empty, ask, hold, fail, retry or wait for it; not asked for: begin, or ask again
+///    after a crash.
 pub fn next(facts: &Facts<'_>) -> Step {
-    if facts.deleting || is_final(facts.phase) {
+    if is_final(facts.phase) {
+        return Step::Rest;
+    }
+    if let Some(step) = under_way(facts) {
+        return step;
+    }
+    if facts.deleting {
         return Step::Rest;
     }
     if facts.cancelled {
-        return Step::Cancel;
+        return match facts.execution {
+            ExecutionFact::UnderWay => Step::Report,
+            ExecutionFact::Unknown | ExecutionFact::Held | ExecutionFact::Void => Step::Cancel,
+            ExecutionFact::Ended => Step::Conclude,
+        };
     }
     if !facts.guard_missing.is_empty() {
         return Step::Wait {
             reason: reasons::GUARD_UNHEALTHY,
-            message: format!(
-                "Backstep is not installed completely: {}",
-                facts.guard_missing.join("; ")
-            ),
+            message: format!("nothing runs until this is mended: {}", facts.guard_missing.join("; ")),
             again: Duration::from_secs(5),
         };
     }
-    if !facts.dry_run {
-        return Step::Refuse;
+    if !facts.dry_run
+        && let Some(step) = asked(facts)
+    {
+        return step;
     }
     if facts.suspended {
-        return Step::Wait {
-            reason: reasons::SUSPENDED,
-            message: "spec.suspend is true; set it to false to go on".into(),
-            again: Duration::from_secs(600),
-        };
+        return suspended();
     }
     match (facts.plan, facts.phase) {
-        (PlanFact::Clear, _) => Step::Finish,
-        (PlanFact::Obstructed | PlanFact::Failed, _) => Step::Fail,
+        (PlanFact::Clear | PlanFact::NoPolicy | PlanFact::Unapprovable | PlanFact::Empty, _) if facts.dry_run => {
+            Step::Finish
+        }
+        (PlanFact::Clear, _) => Step::Ask,
+        (PlanFact::NoPolicy, _) if facts.overdue => Step::Close(RollbackPhase::Expired),
+        (PlanFact::NoPolicy, _) => Step::Hold,
+        (PlanFact::Empty, _) => Step::Prove,
+        (PlanFact::Obstructed | PlanFact::Unapprovable | PlanFact::Failed, _) => Step::Fail,
         (PlanFact::Retryable, _) => Step::Retry,
         (PlanFact::UnderWay, _) => Step::Rest,
         (PlanFact::Unknown, RollbackPhase::Pending) => Step::Begin,
         (PlanFact::Unknown, _) => Step::Plan,
+    }
+}
+
+/// 2: what was let through the gate goes on, whatever the spec says now; it looks at `cancel` itself.
+fn under_way(facts: &Facts<'_>) -> Option<Step> {
+    use ApprovalPhase::{AwaitingReview, Consumed, ReviewOverdue, Reviewed};
+    let used = matches!(
+        facts.approval,
+        ApprovalFact::Is(Consumed | AwaitingReview | ReviewOverdue | Reviewed)
+    );
+    let working = matches!(facts.phase, RollbackPhase::Executing | RollbackPhase::Verifying);
+    if !used && !working {
+        return None;
+    }
+    Some(match facts.execution {
+        ExecutionFact::Unknown if facts.phase == RollbackPhase::Verifying && facts.approval == ApprovalFact::None => {
+            Step::Prove
+        }
+        ExecutionFact::Unknown => Step::Execute,
+        ExecutionFact::UnderWay => Step::Report,
+        ExecutionFact::Held => Step::Recheck,
+        ExecutionFact::Void | ExecutionFact::Ended => Step::Conclude,
+    })
+}
+
+/// 6: what the approval says; nothing where none was asked for.
+fn asked(facts: &Facts<'_>) -> Option<Step> {
+    let phase = match facts.approval {
+        ApprovalFact::None => return None,
+        ApprovalFact::Gone => return Some(Step::Again),
+        ApprovalFact::Is(phase) => phase,
+    };
+    Some(match phase {
+        ApprovalPhase::Pending => Step::Await,
+        ApprovalPhase::Approved | ApprovalPhase::BreakGlass => match facts.execution {
+            ExecutionFact::Unknown if facts.suspended => suspended(),
+            ExecutionFact::Unknown => Step::Execute,
+            ExecutionFact::UnderWay => Step::Report,
+            ExecutionFact::Held => Step::Recheck,
+            ExecutionFact::Void => Step::Again,
+            ExecutionFact::Ended => Step::Conclude,
+        },
+        ApprovalPhase::Rejected | ApprovalPhase::Revoked => Step::Close(RollbackPhase::Rejected),
+        ApprovalPhase::Expired => Step::Close(RollbackPhase::Expired),
+        ApprovalPhase::Cancelled => Step::Close(RollbackPhase::Cancelled),
+        ApprovalPhase::Superseded => Step::Again,
+        // Decided by `under_way`.
+        ApprovalPhase::Consumed
+        | ApprovalPhase::AwaitingReview
+        | ApprovalPhase::ReviewOverdue
+        | ApprovalPhase::Reviewed => Step::Execute,
+    })
+}
+
+fn suspended() -> Step {
+    Step::Wait {
+        reason: reasons::SUSPENDED,
+        message: "spec.suspend is true; set it to false to go on".into(),
+        again: Duration::from_secs(600),
     }
 }
 
@@ -136,101 +266,5 @@ pub const fn is_final(phase: RollbackPhase) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn facts<'a>() -> Facts<'a> {
-        Facts {
-            phase: RollbackPhase::Pending,
-            deleting: false,
-            cancelled: false,
-            suspended: false,
-            dry_run: true,
-            guard_missing: &[],
-            plan: PlanFact::Unknown,
-        }
-    }
-
-    #[test]
-    fn a_dry_run_is_planned_and_a_plan_lost_in_a_crash_is_made_again() {
-        assert_eq!(next(&facts()), Step::Begin);
-        let planning = Facts {
-            phase: RollbackPhase::Planning,
-            ..facts()
-        };
-        assert_eq!(next(&planning), Step::Plan);
-        assert_eq!(
-            next(&Facts {
-                plan: PlanFact::Clear,
-                ..planning
-            }),
-            Step::Finish
-        );
-        assert_eq!(
-            next(&Facts {
-                plan: PlanFact::Obstructed,
-                ..planning
-            }),
-            Step::Fail
-        );
-        assert_eq!(
-            next(&Facts {
-                plan: PlanFact::Retryable,
-                ..planning
-            }),
-            Step::Retry
-        );
-    }
-
-    #[test]
-    fn a_request_that_would_write_is_refused_until_execution_exists() {
-        assert_eq!(
-            next(&Facts {
-                dry_run: false,
-                ..facts()
-            }),
-            Step::Refuse
-        );
-    }
-
-    #[test]
-    fn nothing_moves_when_cancelled_suspended_unguarded_or_final() {
-        assert_eq!(
-            next(&Facts {
-                cancelled: true,
-                ..facts()
-            }),
-            Step::Cancel
-        );
-        assert!(matches!(
-            next(&Facts {
-                suspended: true,
-                ..facts()
-            }),
-            Step::Wait { .. }
-        ));
-        let missing = vec!["a policy".to_owned()];
-        assert!(matches!(
-            next(&Facts {
-                guard_missing: &missing,
-                ..facts()
-            }),
-            Step::Wait { .. }
-        ));
-        assert_eq!(
-            next(&Facts {
-                phase: RollbackPhase::Planned,
-                plan: PlanFact::Clear,
-                ..facts()
-            }),
-            Step::Rest
-        );
-        assert_eq!(
-            next(&Facts {
-                deleting: true,
-                ..facts()
-            }),
-            Step::Rest
-        );
-    }
-}
+#[path = "rollback_tests.rs"]
+mod tests;

@@ -14,6 +14,7 @@ mod manifest;
 mod model;
 mod pack;
 mod packer;
+mod records;
 mod shared;
 mod state;
 mod verify;
@@ -32,6 +33,7 @@ pub use self::{
         Usage,
     },
     pack::{FrameGroup, PackId, PackRecord},
+    records::Room,
     verify::{Finding, Progress, VerifyReport},
     writer::Writer,
 };

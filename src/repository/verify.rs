@@ -13,6 +13,7 @@ use super::{
     manifest::{Cursor, SnapshotDigest},
     model::SnapshotRecord,
     pack::{self, PackId, PackRecord, read_whole},
+    records::Room,
 };
 use crate::domain::object::Digest;
 
@@ -145,6 +146,10 @@ impl Repository {
             }
             match blob.key.strip_prefix("packs/").and_then(|id| id.parse::<PackId>().ok()) {
                 Some(id) => run.pack(id).await?,
+                None if Room::holds(&blob.key) => {
+                    let checked = self.check_document(&blob.key).await;
+                    run.findings.note(&blob.key, checked)?;
+                }
                 None => run.findings.add(&blob.key, "not a blob of this repository"),
             }
             seen.blobs += 1;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
 
-use super::gather::Sides;
+use super::{gate, gather::Sides};
 use crate::{
     api::{
         RollbackRequest,
@@ -131,11 +131,6 @@ fn bounded(text: String) -> String {
     }
 }
 
-fn requester(request: &RollbackRequest) -> Option<Identity> {
-    let by = request.spec.requested_by.clone()?;
-    by.username.is_some().then_some(by)
-}
-
 /// The rights that the plan uses, each asked for the whole resource, and by name where that is refused.
 async fn rights(
     context: &Context,
@@ -143,7 +138,7 @@ async fn rights(
     sides: &Sides,
     plan: &Plan<Bound>,
 ) -> Result<PreflightResult, Failure> {
-    let Some(who) = requester(request) else {
+    let Some(who) = gate::acting(request) else {
         return Ok(PreflightResult {
             check: "RequesterRights".into(),
             result: PreflightOutcome::Failed,
@@ -151,6 +146,26 @@ async fn rights(
                 "spec.requestedBy names nobody, so no rights can be looked at; create the request again".into(),
             ),
         });
+    };
+    let refused = missing_rights(context, request, sides, plan).await?;
+    let user = who.username.unwrap_or_default();
+    Ok(named(
+        "RequesterRights",
+        refused.into_iter(),
+        &format!("{user} may not"),
+        "a rollback does nothing that its requester could not do by hand; grant these, or have somebody ask who holds them",
+    ))
+}
+
+/// What the acting user may not do of what the plan does, as verb and resource.
+pub(super) async fn missing_rights(
+    context: &Context,
+    request: &RollbackRequest,
+    sides: &Sides,
+    plan: &Plan<Bound>,
+) -> Result<Vec<String>, Failure> {
+    let Some(who) = gate::acting(request) else {
+        return Ok(vec!["anything: spec.requestedBy names nobody".into()]);
     };
     let namespace = request.namespace().unwrap_or_default();
     let mut wanted: BTreeMap<Question, BTreeSet<String>> = BTreeMap::new();
@@ -177,14 +192,7 @@ async fn rights(
             wanted.entry(question).or_default().insert(item.id.name.clone());
         }
     }
-    let refused = refused(context, &who, wanted).await?;
-    let user = who.username.unwrap_or_default();
-    Ok(named(
-        "RequesterRights",
-        refused.into_iter(),
-        &format!("{user} may not"),
-        "a rollback does nothing that its requester could not do by hand; grant these, or have somebody ask who holds them",
-    ))
+    refused(context, &who, wanted).await
 }
 
 async fn refused(
@@ -228,7 +236,7 @@ pub(super) async fn readable(
     sides: &Sides,
     plan: &Plan<Bound>,
 ) -> Result<Readable, Failure> {
-    let Some(who) = requester(request) else {
+    let Some(who) = gate::acting(request) else {
         return Ok(Readable::new());
     };
     let namespace = request.namespace().unwrap_or_default();

@@ -4,139 +4,395 @@ use std::{sync::Arc, time::Duration};
 
 use kube::{Api, ResourceExt as _, api::PostParams, runtime::controller::Action};
 
-use super::{PlanOutcome, plan::Written};
+use super::{
+    PlanOutcome,
+    execute::{Outcome, Report},
+    history,
+    plan::Written,
+    run::Ran,
+};
 use crate::{
     api::{
-        RollbackRequest, RollbackRequestStatus,
+        ApprovalRequest, RollbackRequest, RollbackRequestStatus,
+        approval_request::ApprovalPhase,
         bounded::bounded,
         conditions::{self, NewCondition},
         reasons,
         rollback_plan::PlanAction,
-        rollback_request::{PlanStatus, RollbackPhase},
+        rollback_request::{ApprovalStatus, PlanStatus, RollbackPhase},
     },
+    capture::Failure,
     cluster::{Result, call, clock},
-    controller::context::Context,
-    domain::rollback::Step,
+    controller::{approval_request::Asked, context::Context},
+    domain::rollback::{self, Step},
 };
 
 /// How long until a plan is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long until policies are looked at again where none matches.
+const HOLD_FOR: Duration = Duration::from_secs(15);
 /// Most bytes of JSON that `restarts` takes.
 const RESTART_BYTES: usize = 512;
 
+/// What the step is published with.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// What came of planning.
+    pub planned: Option<Arc<PlanOutcome>>,
+    /// The phase of the approval, as read just now.
+    pub approval: Option<ApprovalPhase>,
+    /// What came of asking.
+    pub asked: Option<std::result::Result<Asked, Failure>>,
+    /// How far the execution is.
+    pub report: Option<Report>,
+    /// What came of it.
+    pub ran: Option<Arc<Ran>>,
+}
+
+/// An Event to record: whether it is a warning, reason, note.
+type Note = (bool, &'static str, String);
+
+/// What is written, and when to look again.
+struct Next {
+    status: RollbackRequestStatus,
+    requeue: Action,
+    event: Option<Note>,
+}
+
+impl Next {
+    fn stand(&mut self, request: &RollbackRequest, stand: Stand, reason: &str, message: &str) {
+        stand.write(&mut self.status, request.metadata.generation, reason, message);
+    }
+
+    fn approved(&mut self, request: &RollbackRequest, value: bool, reason: &str, message: &str) {
+        let new = NewCondition {
+            type_: conditions::APPROVED,
+            status: Some(value),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        };
+        let generation = request.metadata.generation;
+        conditions::set(&mut self.status.conditions, &new, generation, &clock::now_time());
+    }
+
+    fn wait(&mut self, request: &RollbackRequest, reason: &str, message: &str, again: Duration) {
+        self.status.phase.get_or_insert_default();
+        self.stand(request, Stand::Working, reason, message);
+        self.requeue = Action::requeue(again);
+    }
+
+    /// The end, with an Event.
+    fn end(&mut self, request: &RollbackRequest, phase: RollbackPhase, reason: &'static str, message: &str) {
+        let good = matches!(phase, RollbackPhase::Completed | RollbackPhase::Planned);
+        ended(&mut self.status, phase);
+        let stand = if good { Stand::Good } else { Stand::Stuck };
+        self.stand(request, stand, reason, message);
+        self.event = Some((!good, reason, message.to_owned()));
+    }
+}
+
 /// Writes what `step` comes to, where that changes the status.
-#[allow(clippy::too_many_lines, reason = "one arm a step")]
 pub(super) async fn publish(
     request: &Arc<RollbackRequest>,
     step: &Step,
-    planned: Option<&PlanOutcome>,
+    seen: &Seen,
     context: &Context,
 ) -> Result<Action> {
-    let mut status = request.status.clone().unwrap_or_default();
-    let mut event = None;
-    let mut requeue = Action::await_change();
-    let set = |status: &mut RollbackRequestStatus, stand: Stand, reason: &str, message: &str| {
-        stand.write(status, request.metadata.generation, reason, message);
+    let mut next = Next {
+        status: request.status.clone().unwrap_or_default(),
+        requeue: Action::await_change(),
+        event: None,
     };
-    match (step, planned) {
-        (Step::Rest, _) => return Ok(requeue),
-        (Step::Wait { reason, message, again }, _) => {
-            status.phase.get_or_insert_default();
-            set(&mut status, Stand::Working, reason, message);
-            requeue = Action::requeue(*again);
-        }
-        (Step::Begin | Step::Plan, _) => {
-            status.phase = Some(RollbackPhase::Planning);
-            set(
-                &mut status,
-                Stand::Working,
-                reasons::PLANNING,
-                "the snapshot and what is live are compared",
-            );
-        }
-        (Step::Refuse, _) => {
-            let message = "this release plans rollbacks but does not execute them; create the request with dryRun: true to see what it would do";
-            ended(&mut status, RollbackPhase::Failed);
-            set(&mut status, Stand::Stuck, reasons::NOT_AVAILABLE, message);
-            event = Some((true, reasons::NOT_AVAILABLE, message.to_owned()));
-        }
-        (Step::Cancel, _) => {
-            ended(&mut status, RollbackPhase::Cancelled);
-            set(
-                &mut status,
-                Stand::Stuck,
-                reasons::CANCELLED,
-                "withdrawn before anything was written",
-            );
-        }
-        (Step::Retry, Some(Err(failure))) => {
-            set(
-                &mut status,
-                Stand::Working,
-                failure.reason,
-                &format!("{failure}; trying again"),
-            );
-            requeue = Action::requeue(RETRY_AFTER);
-        }
-        (Step::Finish, Some(Ok(written))) => {
-            describe(&mut status, written);
-            ended(&mut status, RollbackPhase::Planned);
-            let summary = &written.plan.spec.summary;
-            let message = format!(
-                "back to version {}: {} to create, {} to update, {} to delete, {} to restart, {} kept, {} as they were; see rollbackplan {}",
-                written.resolved.version,
-                summary.create,
-                summary.update,
-                summary.delete,
-                summary.restart,
-                summary.keep,
-                summary.unchanged,
-                written.plan.name_any()
-            );
-            set(&mut status, Stand::Good, reasons::PLANNED, &message);
-            event = Some((false, reasons::PLANNED, message));
-        }
-        (Step::Fail, Some(Ok(written))) => {
-            describe(&mut status, written);
-            ended(&mut status, RollbackPhase::Failed);
-            let only_git = written.obstacles.iter().all(|o| o.check == "GitOpsOwners");
-            let reason = if only_git {
-                reasons::GITOPS_MANAGED
-            } else {
-                reasons::PREFLIGHT_FAILED
-            };
-            let message: Vec<String> = written
-                .obstacles
-                .iter()
-                .map(|o| format!("{}: {}", o.check, o.detail.clone().unwrap_or_default()))
-                .collect();
-            let message = message.join(" · ");
-            set(&mut status, Stand::Stuck, reason, &message);
-            event = Some((true, reason, message));
-        }
-        (Step::Fail, Some(Err(failure))) => {
-            ended(&mut status, RollbackPhase::Failed);
-            set(&mut status, Stand::Stuck, failure.reason, &failure.message);
-            event = Some((true, failure.reason, failure.message.clone()));
-        }
-        // The outcome was taken between two looks; the next reconcile sees the new state.
-        (Step::Retry | Step::Finish | Step::Fail, _) => return Ok(Action::requeue(Duration::from_secs(1))),
+    if let (Some(phase), Some(approval)) = (seen.approval, &mut next.status.approval) {
+        approval.state = format!("{phase:?}");
     }
-    status.observed_generation = request.metadata.generation;
-    if request.status.as_ref() != Some(&status) {
-        let namespace = request.namespace().unwrap_or_default();
-        let name = request.name_any();
-        let api: Api<RollbackRequest> = Api::namespaced(context.client.clone(), &namespace);
-        let mut changed = RollbackRequest::clone(request);
-        changed.status = Some(status);
-        let params = PostParams::default();
-        let what = format!("write the status of rollbackrequest {namespace}/{name}");
-        call::repeat(&what, call::DEADLINE, || api.replace_status(&name, &params, &changed)).await?;
-        if let Some((warning, reason, note)) = event {
-            context.event(request.as_ref(), warning, reason, "Plan", &note).await;
+    match step {
+        Step::Rest => {}
+        Step::Wait { .. } | Step::Begin | Step::Plan | Step::Retry | Step::Finish | Step::Fail | Step::Hold => {
+            planning(&mut next, request, step, seen.planned.as_deref());
         }
+        Step::Ask | Step::Await | Step::Again => asking(&mut next, request, step, seen),
+        Step::Execute | Step::Prove | Step::Report | Step::Recheck | Step::Conclude => {
+            executing(&mut next, request, step, seen);
+        }
+        Step::Close(phase) => close(&mut next, request, *phase),
+        Step::Cancel => next.end(
+            request,
+            RollbackPhase::Cancelled,
+            reasons::CANCELLED,
+            "withdrawn before anything was written",
+        ),
+    }
+    write(request, next, context).await
+}
+
+async fn write(request: &Arc<RollbackRequest>, next: Next, context: &Context) -> Result<Action> {
+    let Next {
+        mut status,
+        requeue,
+        event,
+    } = next;
+    status.observed_generation = request.metadata.generation;
+    let phase = status.phase.unwrap_or_default();
+    if request.status.as_ref() == Some(&status) {
+        return Ok(requeue);
+    }
+    if rollback::is_final(phase) {
+        // Before the status says that it is over: a crash in between finds the same end again.
+        history::keep(context, request, &status).await;
+    }
+    let namespace = request.namespace().unwrap_or_default();
+    let name = request.name_any();
+    let api: Api<RollbackRequest> = Api::namespaced(context.client.clone(), &namespace);
+    let mut changed = RollbackRequest::clone(request);
+    changed.status = Some(status);
+    let params = PostParams::default();
+    let what = format!("write the status of rollbackrequest {namespace}/{name}");
+    call::repeat(&what, call::DEADLINE, || api.replace_status(&name, &params, &changed)).await?;
+    if let Some((warning, reason, note)) = event {
+        context
+            .event(request.as_ref(), warning, reason, "Rollback", &note)
+            .await;
     }
     Ok(requeue)
+}
+
+/// Everything until the plan is there.
+fn planning(next: &mut Next, request: &RollbackRequest, step: &Step, planned: Option<&PlanOutcome>) {
+    match (step, planned) {
+        (Step::Wait { reason, message, again }, _) => next.wait(request, reason, message, *again),
+        (Step::Retry, Some(Err(failure))) => {
+            next.wait(
+                request,
+                failure.reason,
+                &format!("{failure}; trying again"),
+                RETRY_AFTER,
+            );
+        }
+        (Step::Finish, Some(Ok(written))) => {
+            describe(&mut next.status, written);
+            next.end(request, RollbackPhase::Planned, reasons::PLANNED, &in_short(written));
+        }
+        (Step::Fail, Some(Ok(written))) => {
+            describe(&mut next.status, written);
+            let (reason, message) = obstacles(written);
+            next.end(request, RollbackPhase::Failed, reason, &message);
+        }
+        (Step::Fail, Some(Err(failure))) => {
+            next.end(request, RollbackPhase::Failed, failure.reason, &failure.message);
+        }
+        (Step::Hold, Some(Ok(written))) => {
+            describe(&mut next.status, written);
+            let why = match &written.route {
+                Err(why) => why.to_string(),
+                Ok(_) => String::new(),
+            };
+            next.approved(request, false, reasons::NO_MATCHING_POLICY, &why);
+            next.wait(request, reasons::NO_MATCHING_POLICY, &why, HOLD_FOR);
+        }
+        (Step::Begin | Step::Plan, _) => {
+            // A plan that is made again while it waits for approval does not go back.
+            if matches!(next.status.phase, None | Some(RollbackPhase::Pending)) {
+                next.status.phase = Some(RollbackPhase::Planning);
+            }
+            let message = "the snapshot and what is live are compared";
+            next.stand(request, Stand::Working, reasons::PLANNING, message);
+        }
+        // The outcome was taken between two looks; the next reconcile sees the new state.
+        _ => next.requeue = Action::requeue(Duration::from_secs(1)),
+    }
+}
+
+/// From the plan to a decision.
+fn asking(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &Seen) {
+    if *step == Step::Await {
+        next.requeue = Action::requeue(Duration::from_mins(5));
+        return;
+    }
+    if *step == Step::Again {
+        let why = match seen.ran.as_deref() {
+            Some(Ran::Void(why)) => why.clone(),
+            _ => "the approval that was asked for is void; the plan is made and asked for again".into(),
+        };
+        next.status.approval = None;
+        next.approved(request, false, reasons::SUPERSEDED, &why);
+        next.stand(request, Stand::Working, reasons::PLANNING, &why);
+        next.event = Some((true, reasons::SUPERSEDED, why));
+        return;
+    }
+    let (Some(Ok(written)), Some(asked)) = (seen.planned.as_deref(), &seen.asked) else {
+        next.requeue = Action::requeue(Duration::from_secs(1));
+        return;
+    };
+    describe(&mut next.status, written);
+    match asked {
+        Ok(Asked::Made(approval)) => awaiting(next, request, written, approval),
+        Ok(Asked::Settling { until }) => {
+            let left = Duration::try_from(until.duration_since(clock::now())).unwrap_or_default();
+            let message = format!("the guard settles until {until}; then approval is asked for");
+            next.wait(
+                request,
+                reasons::GUARD_UNHEALTHY,
+                &message,
+                left.max(Duration::from_millis(100)),
+            );
+        }
+        Ok(Asked::Held { reason, message }) => next.wait(request, reason, message, HOLD_FOR),
+        Err(failure) => next.wait(
+            request,
+            failure.reason,
+            &format!("{failure}; trying again"),
+            RETRY_AFTER,
+        ),
+    }
+}
+
+fn awaiting(next: &mut Next, request: &RollbackRequest, written: &Written, approval: &ApprovalRequest) {
+    next.status.phase = Some(RollbackPhase::AwaitingApproval);
+    let state = approval.status.as_ref().and_then(|s| s.phase).unwrap_or_default();
+    next.status.approval = Some(ApprovalStatus {
+        request: approval.name_any(),
+        state: format!("{state:?}"),
+    });
+    let stages: Vec<&str> = approval.spec.stages.iter().map(|stage| stage.name.as_str()).collect();
+    let message = format!(
+        "{}; policy {}, stage {}: kubectl backstep approve {} -n {}",
+        in_short(written),
+        approval.spec.policy.name,
+        stages.join(", then "),
+        request.name_any(),
+        request.namespace().unwrap_or_default()
+    );
+    next.approved(request, false, reasons::AWAITING_APPROVAL, &message);
+    next.stand(request, Stand::Working, reasons::AWAITING_APPROVAL, &message);
+    next.event = Some((false, reasons::AWAITING_APPROVAL, message));
+}
+
+/// From the gate to the end.
+fn executing(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &Seen) {
+    match (step, seen.ran.as_deref()) {
+        (Step::Execute, _) => {
+            if super::is_before_execution(next.status.phase.unwrap_or_default()) {
+                let message = "approved; the gate is passed and the namespace taken";
+                next.approved(request, true, reasons::APPROVED, "every stage has approved");
+                next.stand(request, Stand::Working, reasons::EXECUTING, message);
+            }
+        }
+        (Step::Prove, _) => {
+            if let Some(Ok(written)) = seen.planned.as_deref() {
+                describe(&mut next.status, written);
+            }
+            next.status.phase = Some(RollbackPhase::Verifying);
+            let message = "nothing differs, so nothing is written; the tests are run";
+            next.stand(request, Stand::Working, reasons::VERIFYING, message);
+        }
+        (Step::Report, _) => {
+            if let Some(report) = &seen.report {
+                show(next, request, report);
+            }
+        }
+        (Step::Recheck, Some(Ran::Held { reason, message, again })) => {
+            let again = (*again).min(Duration::from_mins(10));
+            next.wait(request, reason, message, again);
+        }
+        (Step::Conclude, Some(Ran::Ended(outcome))) => conclude(next, request, outcome, seen.report.as_ref()),
+        (Step::Conclude, Some(Ran::Void(why))) => {
+            next.end(request, RollbackPhase::Failed, reasons::PREFLIGHT_FAILED, why);
+        }
+        _ => next.requeue = Action::requeue(Duration::from_secs(1)),
+    }
+}
+
+/// How far the execution is; nothing before its first step.
+fn show(next: &mut Next, request: &RollbackRequest, report: &Report) {
+    if report.steps.is_empty() && report.verification.is_none() {
+        return;
+    }
+    let status = &mut next.status;
+    status.phase = Some(report.phase);
+    status.started_at.get_or_insert_with(clock::now_time);
+    status.steps.clone_from(&report.steps);
+    status.items.clone_from(&report.items);
+    status.verification.clone_from(&report.verification);
+    if let Some(safety) = &report.safety_snapshot {
+        status.safety_snapshot.get_or_insert_with(|| safety.clone());
+    }
+    status.result_snapshot.clone_from(&report.result_snapshot);
+    let (reason, what) = if report.phase == RollbackPhase::Verifying {
+        (reasons::VERIFYING, "the tests are run")
+    } else {
+        (reasons::EXECUTING, "the approved plan is executed")
+    };
+    let step = report
+        .steps
+        .iter()
+        .find(|step| step.state == crate::api::rollback_request::StepState::Running);
+    let message = step.map_or_else(|| what.to_owned(), |step| format!("{what}: {}", step.name));
+    next.stand(request, Stand::Working, reason, &message);
+}
+
+fn conclude(next: &mut Next, request: &RollbackRequest, outcome: &Outcome, report: Option<&Report>) {
+    if let Some(report) = report {
+        show(next, request, report);
+    }
+    next.end(request, outcome.phase, outcome.reason, &outcome.message);
+    let status = &mut next.status;
+    if let (Some(start), Some(end)) = (&status.started_at, &status.completed_at) {
+        status.duration_seconds = Some(end.0.duration_since(start.0).as_secs().max(0));
+    }
+}
+
+fn close(next: &mut Next, request: &RollbackRequest, phase: RollbackPhase) {
+    let (reason, message) = match phase {
+        RollbackPhase::Expired => (
+            reasons::EXPIRED,
+            "it was not approved in time; make a new request (another name, or another requestId)",
+        ),
+        RollbackPhase::Cancelled => (
+            reasons::CANCELLED,
+            "its ApprovalRequest was withdrawn; nothing was written",
+        ),
+        _ => (
+            reasons::REJECTED,
+            "an approver said no; the ApprovalRequest holds who and why; nothing was written",
+        ),
+    };
+    next.approved(request, false, reason, message);
+    next.end(request, phase, reason, message);
+}
+
+/// What stands in the way, in one reason and one message.
+fn obstacles(written: &Written) -> (&'static str, String) {
+    if let (true, Err(why)) = (written.obstacles.is_empty(), &written.route) {
+        return (reasons::UNSATISFIABLE, why.to_string());
+    }
+    let only_git = written.obstacles.iter().all(|o| o.check == "GitOpsOwners");
+    let reason = if only_git {
+        reasons::GITOPS_MANAGED
+    } else {
+        reasons::PREFLIGHT_FAILED
+    };
+    let message: Vec<String> = written
+        .obstacles
+        .iter()
+        .map(|o| format!("{}: {}", o.check, o.detail.clone().unwrap_or_default()))
+        .collect();
+    (reason, message.join(" · "))
+}
+
+fn in_short(written: &Written) -> String {
+    let summary = &written.plan.spec.summary;
+    format!(
+        "back to version {}: {} to create, {} to update, {} to delete, {} to restart, {} kept, {} as they were; see rollbackplan {}",
+        written.resolved.version,
+        summary.create,
+        summary.update,
+        summary.delete,
+        summary.restart,
+        summary.keep,
+        summary.unchanged,
+        written.plan.name_any()
+    )
 }
 
 fn ended(status: &mut RollbackRequestStatus, phase: RollbackPhase) {

@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod documents;
 mod figures;
 mod history;
 mod race;

@@ -1,0 +1,125 @@
+//! What came of a finished request, kept in the repository: it outlives the request.
+
+use std::collections::BTreeMap;
+
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams, Preconditions},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::{
+        ApprovalRequest, RollbackRequest, RollbackRequestSpec, RollbackRequestStatus,
+        approval_request::RecordedDecision,
+    },
+    cluster::call,
+    controller::context::Context,
+    domain::{object::Digest, rollback},
+    repository::Room,
+};
+
+/// A finished request: who, why, what, by whose leave, and what came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Namespace of the request.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// What was asked for, and by whom.
+    pub spec: RollbackRequestSpec,
+    /// What came of it.
+    pub status: RollbackRequestStatus,
+    /// The decisions on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<RecordedDecision>,
+}
+
+/// Name of the record of a request that was created at `millis` (Unix time): those of one namespace sort together and by time.
+fn name(namespace: &str, millis: i64, uid: &str) -> String {
+    let place: String = Digest::of(namespace.as_bytes()).to_hex().chars().take(16).collect();
+    format!("{place}-{millis:014}-{uid}")
+}
+
+/// Keeps the record of `request`, which ended with `status`, and lets the oldest finished requests beyond the limit go. What
+/// cannot be kept is said in a log line and an Event; the request itself still holds it.
+pub(super) async fn keep(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) {
+    if let Err(why) = record(context, request, status).await {
+        tracing::warn!(namespace = request.namespace(), name = request.name_any(), %why, "the record was not kept");
+        let note = format!(
+            "the record was not kept in the repository: {why}; do not delete the request before you have read it"
+        );
+        context.event(request, true, "RecordNotKept", "Record", &note).await;
+        return;
+    }
+    if let Err(error) = thin(context, request).await {
+        tracing::warn!(namespace = request.namespace(), %error, "finished requests beyond the limit stay for now");
+    }
+}
+
+async fn record(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) -> Result<(), String> {
+    let repository = super::repository(context).map_err(|failure| failure.message)?;
+    let namespace = request.namespace().unwrap_or_default();
+    let uid = request.uid().unwrap_or_default();
+    let decisions = match &status.approval {
+        Some(approval) => {
+            let api: Api<ApprovalRequest> = Api::namespaced(context.client.clone(), &namespace);
+            let what = format!("get approvalrequest {namespace}/{}", approval.request);
+            let found = call::repeat(&what, call::DEADLINE, || api.get_opt(&approval.request)).await;
+            let found = found.map_err(|error| error.to_string())?;
+            found.and_then(|found| found.status?.decisions).unwrap_or_default()
+        }
+        None => Vec::new(),
+    };
+    let created = request.creation_timestamp().map_or(0, |time| time.0.as_millisecond());
+    let record = Record {
+        namespace: namespace.clone(),
+        name: request.name_any(),
+        uid: uid.clone(),
+        spec: request.spec.clone(),
+        status: status.clone(),
+        decisions,
+    };
+    let name = name(&namespace, created, &uid);
+    // Written once: after a crash the same end is found again.
+    let put = repository.put_document(Room::History, &name, &record).await;
+    put.map(drop).map_err(|error| error.to_string())
+}
+
+/// Deletes the oldest finished requests of the namespace beyond the limit; their records stay.
+async fn thin(context: &Context, request: &RollbackRequest) -> crate::cluster::Result<()> {
+    let namespace = request.namespace().unwrap_or_default();
+    let api: Api<RollbackRequest> = Api::namespaced(context.client.clone(), &namespace);
+    let what = format!("list rollbackrequests in {namespace}");
+    let every = ListParams::default();
+    let all = call::repeat(&what, call::PAGE_DEADLINE, || api.list(&every)).await?;
+    let finished: BTreeMap<_, _> = all
+        .iter()
+        .filter_map(|one| {
+            let status = one.status.as_ref()?;
+            rollback::is_final(status.phase?).then_some(())?;
+            let ended = status.completed_at.as_ref()?.0;
+            Some(((ended, one.uid()?), one.name_any()))
+        })
+        .collect();
+    let beyond = finished.len().saturating_sub(context.options.history_limit);
+    for ((_, uid), name) in finished.into_iter().take(beyond) {
+        let exactly = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid),
+                ..Preconditions::default()
+            }),
+            ..DeleteParams::default()
+        };
+        let what = format!("delete the finished rollbackrequest {namespace}/{name}");
+        match call::repeat(&what, call::DEADLINE, || api.delete(&name, &exactly)).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() || error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

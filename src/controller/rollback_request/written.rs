@@ -1,0 +1,245 @@
+//! The `RollbackPlan` that people read.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{ObjectMeta, PostParams},
+};
+
+use super::{gather::Sides, preflight};
+use crate::{
+    api::{
+        RollbackPlan, RollbackPlanSpec, RollbackRequest, names, reasons,
+        reference::{ObjectReference, ResolvedSnapshot, Risk, UidReference},
+        rollback_plan::{PlanAction, PlanItem, PlanSummary, PlanTarget, PreflightResult},
+    },
+    capture::Failure,
+    cluster::{Class, call},
+    controller::context::Context,
+    domain::{
+        object::diff,
+        plan::{self, Action, Bound, Item, Plan},
+    },
+};
+
+/// Most bytes of a written plan.
+const PLAN_BYTES: usize = 256 * 1024;
+/// Most bytes of one diff.
+const DIFF_BYTES: usize = 16 * 1024;
+
+/// Writes the plan; the same plan of the same request is written once.
+#[allow(clippy::too_many_arguments)]
+pub(super) async fn write(
+    context: &Context,
+    request: &RollbackRequest,
+    resolved: &ResolvedSnapshot,
+    bound: &Plan<Bound>,
+    risk: Risk,
+    preflight: Vec<PreflightResult>,
+    sides: &Sides,
+    readable: &preflight::Readable,
+) -> Result<RollbackPlan, Failure> {
+    let digest = bound.digest();
+    let mut items: Vec<PlanItem> = bound.items().iter().map(|item| shown(item, sides, readable)).collect();
+    let truncated = fit(&mut items);
+    let summary = bound.summary();
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let namespace = request.namespace().unwrap_or_default();
+    let plan = RollbackPlan {
+        metadata: ObjectMeta {
+            name: Some(format!(
+                "{}-{}",
+                request.name_any(),
+                digest.to_hex().chars().take(8).collect::<String>()
+            )),
+            namespace: Some(namespace.clone()),
+            owner_references: Some(vec![OwnerReference {
+                api_version: RollbackRequest::api_version(&()).into_owned(),
+                kind: RollbackRequest::kind(&()).into_owned(),
+                name: request.name_any(),
+                uid: request.uid().unwrap_or_default(),
+                controller: Some(true),
+                block_owner_deletion: None,
+            }]),
+            ..ObjectMeta::default()
+        },
+        spec: RollbackPlanSpec {
+            request_ref: UidReference {
+                name: request.name_any(),
+                uid: request.uid().unwrap_or_default(),
+            },
+            target: PlanTarget {
+                snapshot: resolved.name.clone(),
+                version: resolved.version,
+                digest: resolved.digest.clone(),
+            },
+            digest: digest.to_string(),
+            risk,
+            summary: PlanSummary {
+                create: count(summary.create),
+                update: count(summary.update),
+                recreate: count(summary.recreate),
+                delete: count(summary.delete),
+                keep: count(summary.keep),
+                skip: count(summary.skip),
+                restart: count(summary.restart),
+                unchanged: count(summary.unchanged),
+            },
+            preflight,
+            items,
+            truncated,
+        },
+    };
+    let api: Api<RollbackPlan> = Api::namespaced(context.client.clone(), &namespace);
+    let name = plan.name_any();
+    let what = format!("create rollbackplan {namespace}/{name}");
+    let params = PostParams {
+        field_manager: Some(names::FIELD_MANAGER.into()),
+        ..PostParams::default()
+    };
+    match call::repeat(&what, call::DEADLINE, || api.create(&params, &plan)).await {
+        Ok(written) => Ok(written),
+        // Written by a process that did not live to say so: the name holds the digest.
+        Err(error) if error.is_conflict() => {
+            let found = call::repeat(&what, call::DEADLINE, || api.get(&name)).await?;
+            if found.spec.digest == plan.spec.digest && found.spec.request_ref == plan.spec.request_ref {
+                return Ok(found);
+            }
+            let message = format!(
+                "another rollbackplan {name} is in the way; delete it (verb purge), or use another name for the request"
+            );
+            Err(Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, message))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn shown(item: &Item, sides: &Sides, readable: &preflight::Readable) -> PlanItem {
+    let keyed = |digest| plan::digest::item_digest(&item.id, digest, &sides.key).to_string();
+    let may_read = readable.contains(&item.id);
+    let differs = matches!(
+        item.action,
+        Action::Create | Action::Update | Action::Recreate(_) | Action::Delete
+    );
+    let text = (differs && may_read).then(|| {
+        let live = item.live.as_ref().map(|l| &l.content.0);
+        let wanted = item.desired.as_ref().map(|d| &d.content.0);
+        diff::unified(live, wanted, &sides.shape(&item.id), &sides.key)
+    });
+    let mut details: Vec<String> = item.notes.iter().map(ToString::to_string).collect();
+    match &item.action {
+        Action::Keep(reason) => details.insert(0, reason.to_string()),
+        Action::Skip(reason) => details.insert(0, reason.to_string()),
+        Action::Recreate(fields) => details.insert(0, format!("cannot be changed: {}", fields.join(", "))),
+        Action::Restart(causes) => {
+            details.insert(
+                0,
+                format!(
+                    "reads {}",
+                    causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                ),
+            );
+        }
+        Action::Create | Action::Update | Action::Delete => {}
+    }
+    if let Some(refusal) = &item.refusal {
+        details.push(refusal.to_string());
+    }
+    if differs && !may_read {
+        details.push("the difference is hidden, because the requester may not read the object".into());
+    }
+    PlanItem {
+        action: match &item.action {
+            Action::Create => PlanAction::Create,
+            Action::Update => PlanAction::Update,
+            Action::Recreate(_) => PlanAction::Recreate,
+            Action::Delete => PlanAction::Delete,
+            Action::Keep(_) => PlanAction::Keep,
+            Action::Skip(_) => PlanAction::Skip,
+            Action::Restart(_) => PlanAction::Restart,
+        },
+        order: Some(i32::from(item.order)),
+        object: ObjectReference {
+            group: item.id.group.clone(),
+            kind: item.id.kind.clone(),
+            name: item.id.name.clone(),
+        },
+        live_digest: item.live.as_ref().map(|l| keyed(l.digest)),
+        target_digest: item.target_digest.map(keyed),
+        diff: text.filter(|t| !t.is_empty()).map(|t| cut(&t, DIFF_BYTES)),
+        reason: item.action.reason(),
+        detail: (!details.is_empty()).then(|| cut(&details.join("; "), 1000)),
+    }
+}
+
+/// At most `bytes` of `text`, cut at a character and said so.
+fn cut(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let end = (0..=bytes).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}\n… cut", &text[..end])
+}
+
+/// Cuts what does not fit: the longest diffs first, then items from the end. Returns whether anything was cut.
+fn fit(items: &mut Vec<PlanItem>) -> bool {
+    let size = |item: &PlanItem| serde_json::to_string(item).map_or(0, |text| text.len() + 1);
+    let mut total: usize = items.iter().map(size).sum();
+    let mut truncated = items
+        .iter()
+        .any(|item| item.diff.as_ref().is_some_and(|d| d.ends_with("… cut")));
+    let mut longest: Vec<usize> = (0..items.len()).collect();
+    longest.sort_by_key(|i| std::cmp::Reverse(items[*i].diff.as_ref().map_or(0, String::len)));
+    for index in longest {
+        if total <= PLAN_BYTES {
+            break;
+        }
+        let before = size(&items[index]);
+        if items[index].diff.take().is_some() {
+            total = total.saturating_sub(before - size(&items[index]));
+            truncated = true;
+        }
+    }
+    while total > PLAN_BYTES || items.len() > 2000 {
+        let Some(item) = items.pop() else { break };
+        total = total.saturating_sub(size(&item));
+        truncated = true;
+    }
+    truncated
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_plan_that_is_too_long_loses_diffs_before_items_and_says_so() {
+        let item = |n: usize| PlanItem {
+            action: PlanAction::Update,
+            order: Some(1),
+            object: ObjectReference {
+                group: String::new(),
+                kind: "ConfigMap".into(),
+                name: format!("c{n}"),
+            },
+            live_digest: None,
+            target_digest: None,
+            diff: Some("x".repeat(10_000)),
+            reason: None,
+            detail: None,
+        };
+        let mut items: Vec<_> = (0..100).map(item).collect();
+        assert!(fit(&mut items));
+        assert_eq!(items.len(), 100);
+        assert!(serde_json::to_vec(&json!(items)).unwrap().len() <= PLAN_BYTES + 1000);
+        let mut short: Vec<_> = (0..3).map(item).collect();
+        assert!(!fit(&mut short));
+    }
+
+    #[test]
+    fn cutting_respects_characters() {
+        assert_eq!(cut("äöü", 3), "ä\n… cut");
+    }
+}
