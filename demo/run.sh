@@ -136,14 +136,18 @@ own_control_plane() {
   quietly testbed "$BIN/testbed" up --name "$name"
   private "$work/admin.kubeconfig" <"$("$BIN/testbed" kubeconfig --name "$name")"
   private "$work/alice.kubeconfig" <"$("$BIN/testbed" kubeconfig --name "$name" --user alice --groups shop-team)"
+  private "$work/bob.kubeconfig" <"$("$BIN/testbed" kubeconfig --name "$name" --user bob --groups sre)"
 }
 
 your_control_plane() {
   tell "Using the cluster of your context $CONTEXT"
   kubectl --context "$CONTEXT" config view --raw --minify --flatten | private "$work/admin.kubeconfig"
-  # There, alice is impersonated: her rights are as real as with a certificate of her own.
-  awk '/^users:/ { users = 1 } users && /^  user:/ { print "  user:"; print "    as: alice"; next } { print }' \
-    "$work/admin.kubeconfig" | private "$work/alice.kubeconfig"
+  # There, alice and bob are impersonated: their rights are as real as with certificates of their own.
+  local user
+  for user in alice bob; do
+    awk -v user="$user" '/^users:/ { users = 1 } users && /^  user:/ { print "  user:"; print "    as: " user; next } { print }' \
+      "$work/admin.kubeconfig" | private "$work/$user.kubeconfig"
+  done
   quietly cluster admin kubectl auth can-i create clusterrolebindings \
     || fail "context $CONTEXT may not create ClusterRoleBindings, which installing the chart needs"
 }
@@ -203,7 +207,7 @@ run_operator() {
 
   log=$work/operator.log
   env -u KUBECONFIG "$BIN/backstep" run --kubeconfig "$work/operator.kubeconfig" --namespace "$OPERATOR_NAMESPACE" \
-    --service-account backstep --store secrets --log-format text --admin-address 127.0.0.1:0 --identity "$identity" >"$log" 2>&1 &
+    --service-account backstep --store secrets --guard-settle 1s --log-format text --admin-address 127.0.0.1:0 --identity "$identity" >"$log" 2>&1 &
   operator=$!
   undo+=(end_operator)
   wait_for 'leader among the operators' leads "$identity"
@@ -223,6 +227,7 @@ story() {
 
   tell 'Release 1.9 goes out, and checkout breaks'
   as alice kubectl apply --server-side -f demo/shop/release-1.9.yaml
+  as alice kubectl delete configmap opening-hours
   [[ -n $CONTEXT ]] || as alice kubectl rollout status deployment/web --timeout "${DEADLINE}s"
   as alice kubectl backstep snapshot create broken-1-9 --lineage shop --wait="${DEADLINE}s"
   as alice kubectl backstep snapshot list
@@ -233,13 +238,37 @@ story() {
   tell 'alice cannot read contents: they hold the Secrets of every team'
   as_exit 4 alice kubectl backstep snapshot diff shop@1 shop@2
 
-  tell 'Under pressure, alice puts the image and the checkout back by hand. Is the shop what it was?'
-  as alice kubectl set image deployment/web web=docker.io/library/nginx:1.28-alpine
-  as alice kubectl patch configmap web --type merge --patch '{"data":{"checkout":"classic"}}'
-  as_exit 1 admin kubectl backstep snapshot diff shop@1 --against live --summary --namespace "$shop" "${where[@]}"
-  note 'It is not: by hand, things are forgotten.'
+  tell 'What would it take to go back? alice asks for the plan; nothing is written'
+  as alice kubectl backstep plan before-1-9 --prune created
 
-  tell 'Would the snapshots be good to go back to? Every stored byte is read again and checked'
+  tell 'alice asks for the rollback'
+  as alice kubectl backstep rollback before-1-9 --name undo-1-9 --prune created --verify-rollout Deployment/web --verify-snapshot \
+    --stabilize 1s --reason 'checkout is broken since 1.9'
+
+  tell 'alice may approve rollbacks, but not her own'
+  as_exit 8 alice kubectl backstep approve undo-1-9 --yes --diffs none
+
+  tell 'bob reads the same plan and approves exactly that'
+  as bob kubectl backstep approve undo-1-9 --yes --comment 'the release is worse'
+
+  tell 'Back to 1.8: what changed comes back, what was lost is created, what was added goes; nothing else is touched'
+  as alice kubectl backstep watch undo-1-9 --timeout "${DEADLINE}s"
+
+  tell 'Is the shop what it was? And does the former owner notice anything?'
+  as admin kubectl backstep snapshot diff shop@1 --against live --namespace "$shop" "${where[@]}"
+  as alice kubectl apply --server-side -f demo/shop/release-1.8.yaml
+
+  tell 'The record: who, why, by whose leave, and what came of it'
+  as alice kubectl backstep history
+
+  tell 'Was 1.9 innocent after all? The rollback itself is undone, under approval like any other'
+  as alice kubectl backstep undo undo-1-9 --name redo-1-9 --stabilize 1s --reason 'the fault was elsewhere'
+  as bob kubectl backstep approve redo-1-9 --yes --diffs none
+  as alice kubectl backstep watch redo-1-9 --timeout "${DEADLINE}s"
+  as alice kubectl get configmap web --output 'jsonpath={.data.checkout}{"\n"}'
+  as alice kubectl backstep timeline --lineage shop
+
+  tell 'Every stored byte is read again and checked'
   as admin kubectl backstep snapshot verify before-1-9 broken-1-9 --namespace "$shop" "${where[@]}"
 
   if grep --fixed-strings --quiet -e demo-key-of-release -e "$(printf demo-key-of-release | base64 | cut -c 1-20)" "$work/shown.txt"; then
@@ -269,12 +298,15 @@ main() {
   fi
   undo_in_cluster "admin kubectl delete namespace $shop --ignore-not-found --timeout ${DEADLINE}s"
   quietly shop admin kubectl create namespace "$shop"
+  undo_in_cluster 'admin kubectl delete -f demo/shop/approvers.yaml --ignore-not-found'
+  quietly shop admin kubectl apply -f demo/shop/approvers.yaml
   quietly shop admin kubectl apply --namespace "$shop" -f demo/shop/team.yaml
   quietly shop env KUBECONFIG="$work/alice.kubeconfig" kubectl config set-context --current --namespace "$shop"
+  quietly shop env KUBECONFIG="$work/bob.kubeconfig" kubectl config set-context --current --namespace "$shop"
 
   [[ ! -f $work/operator.log ]] || log=$work/operator.log
   story "$shop"
-  printf '\n%s✔ %s%s\n' "$green" "That was a real control plane, real users and real rights, in $SECONDS s. Rollbacks come next." "$plain"
+  printf '\n%s✔ %s%s\n' "$green" "That was a real control plane, real users and real rights, in $SECONDS s." "$plain"
 }
 
 main "$@"
