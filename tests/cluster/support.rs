@@ -33,6 +33,8 @@ pub struct Installed {
     store: Store,
     files: tempfile::TempDir,
     arguments: Vec<String>,
+    /// Another way to the API server than the straight one.
+    kubeconfig: Option<PathBuf>,
 }
 
 /// A running operator; killed when dropped.
@@ -96,6 +98,7 @@ impl Installed {
             store,
             files: tempfile::tempdir()?,
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            kubeconfig: None,
         };
         installed.start_operator().await?;
         // Stamped kinds answer 503 for some seconds after their CRD appears.
@@ -118,10 +121,14 @@ impl Installed {
 
     /// One more operator process.
     pub async fn another_operator(&self, identity: &str) -> Result<Operator> {
-        let kubeconfig = self
-            .cluster
-            .service_account_kubeconfig(OPERATOR_NAMESPACE, "backstep")
-            .await?;
+        let kubeconfig = match &self.kubeconfig {
+            Some(other) => other.clone(),
+            None => {
+                self.cluster
+                    .service_account_kubeconfig(OPERATOR_NAMESPACE, "backstep")
+                    .await?
+            }
+        };
         let store = match self.store {
             Store::Secrets => "secrets".to_owned(),
             Store::Directory => format!("file://{}", self.store_directory().display()),
@@ -156,6 +163,22 @@ impl Installed {
         self.operator = None;
         self.operator = Some(self.another_operator("operator").await?);
         Ok(())
+    }
+
+    /// Starts the operator again, with another way to the API server.
+    pub async fn through(&mut self, kubeconfig: PathBuf) -> Result<()> {
+        self.kubeconfig = Some(kubeconfig);
+        self.start_operator().await
+    }
+
+    /// A path for a file that goes with the cluster.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
+    /// The last lines that the operator logged.
+    pub fn log_tail(&self) -> String {
+        tail(&self.log())
     }
 
     /// Ends the operator without warning.
