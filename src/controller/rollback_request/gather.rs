@@ -37,6 +37,8 @@ pub(super) struct CapturedObject {
     pub content: Option<Value>,
     pub beside: Option<Beside>,
     pub fingerprints_only: bool,
+    /// For Jobs: whether it had finished; `None` is not known.
+    pub finished: Option<bool>,
 }
 
 /// A live object; `content` and `raw` are `Null` where it equals the captured one and nothing else depends on it.
@@ -142,8 +144,10 @@ pub(super) async fn sides(
             Some(digest) if differs => serde_json::from_value(read_json(repository, digest).await?).ok(),
             _ => None,
         };
+        let is_job = id.group == "batch" && id.kind == "Job";
         captured.push(CapturedObject {
             id: id.clone(),
+            finished: extras.job_had_finished(&id.name).filter(|_| is_job),
             component: *component,
             digest: entry.content,
             content: held,
@@ -323,7 +327,7 @@ impl Sides {
                 content: c.content.as_ref(),
                 beside: c.beside.as_ref(),
                 fingerprints_only: c.fingerprints_only,
-                finished: None,
+                finished: c.finished,
             })
             .collect()
     }
