@@ -9,3 +9,4 @@ pub mod plan;
 pub mod rollback;
 pub mod snapshot;
 pub mod target;
+pub mod verify;
