@@ -3,6 +3,7 @@
 pub mod approval;
 pub mod component;
 pub mod gitops;
+pub mod health;
 pub mod lifecycle;
 pub mod object;
 pub mod plan;
