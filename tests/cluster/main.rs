@@ -11,3 +11,4 @@ mod incremental;
 mod plans;
 mod snapshots;
 mod support;
+mod verify;

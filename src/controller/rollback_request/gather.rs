@@ -173,6 +173,20 @@ pub(super) async fn sides(
     })
 }
 
+/// What the manifest says besides its entries.
+pub(super) async fn extras(manifest: &ManifestReader) -> Result<Extras, Failure> {
+    let json = manifest.extras().await.map_err(|e| super::store_failure(&e))?;
+    json.map_or_else(
+        || Ok(Extras::default()),
+        |json| {
+            serde_json::from_value(json).map_err(|e| {
+                let message = format!("what the manifest says besides its entries cannot be read: {e}");
+                Failure::new(Class::Corrupt, reasons::CORRUPT, message)
+            })
+        },
+    )
+}
+
 async fn read_json(repository: &Repository, digest: &Digest) -> Result<Value, Failure> {
     let bytes = repository
         .read_chunk(digest)
