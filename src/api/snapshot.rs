@@ -99,6 +99,14 @@ pub struct SnapshotSpec {
     pub on_behalf_of: Option<OnBehalfOf>,
 }
 
+impl SnapshotSpec {
+    /// Whether the operator took it right before a rollback; `onBehalfOf.source` is then `RollbackRequest/<name>/Safety`.
+    pub fn is_safety(&self) -> bool {
+        let source = self.on_behalf_of.as_ref().and_then(|by| by.source.as_deref());
+        source.is_some_and(|source| source.starts_with("RollbackRequest/") && source.ends_with("/Safety"))
+    }
+}
+
 /// What a snapshot takes in. An object is captured when (`selector` matches and (`include` is empty or matches)) or a
 /// captured object refers to it, and `exclude` does not match.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]

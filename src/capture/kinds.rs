@@ -56,12 +56,18 @@ impl WantedKind {
         }
     }
 
-    /// Whether its objects say more to `selection` than their content and metadata: images, evidence of images, or references.
+    /// Whether its objects say more to `selection` than their content and metadata: images, evidence of images, references, or
+    /// whether a Job has finished.
     pub fn gives_facts(&self, selection: &Selection) -> bool {
         let images = self.rule.image_evidence || component::runs_images(&self.info.group, &self.info.kind);
         let refers = self.reference_rank() == 1
             || self.reference_rank() == 0 && matches!(self.info.group.as_str(), "" | "apps" | "batch");
-        images && selection.wants_images() || refers && selection.follows_through_filter()
+        images && selection.wants_images() || refers && selection.follows_through_filter() || self.is_job()
+    }
+
+    /// Whether its objects are Jobs, which run once.
+    pub fn is_job(&self) -> bool {
+        self.info.group == "batch" && self.info.kind == "Job"
     }
 
     /// 0: names others in a pod template; 1: service accounts, which name Secrets; 2: is only named.

@@ -168,6 +168,7 @@ fn report(target: &Target, before: &Namespaces, after: &Namespaces) -> TargetRep
             components: components.into_iter().collect(),
             skipped: seen.skips.counts(),
             images,
+            unfinished_jobs: std::mem::take(&mut seen.unfinished_jobs),
         }),
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     },
     domain::{
         object::{Normalised, SecretValues, normalise},
+        plan::facts,
         snapshot::ObjectVerdict,
     },
 };
@@ -439,6 +440,10 @@ impl Reader<'_> {
             seen.skips.add(&self.kind.display(), reasons::VOLUME_DATA_NOT_CAPTURED);
         }
         seen.references.collect(&self.kind.info, value);
+        if self.kind.is_job() && !facts::is_finished_job(value) {
+            let name = value["metadata"]["name"].as_str().unwrap_or_default();
+            seen.unfinished_jobs.insert(name.to_owned());
+        }
         match seen
             .captured
             .iter_mut()

@@ -1,6 +1,9 @@
 //! What is captured for one Snapshot (or one comparison), and what came of it.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
 use crate::{
     api::snapshot::{Component, ImageStatus, SkipCount},
@@ -31,6 +34,7 @@ pub(super) struct Seen {
     pub references: References,
     pub images: ImageResolver,
     pub captured: Vec<(Component, i64)>,
+    pub unfinished_jobs: BTreeSet<String>,
     pub failure: Option<Failure>,
 }
 
@@ -52,6 +56,8 @@ pub struct Captured {
     pub skipped: Vec<SkipCount>,
     /// What really ran.
     pub images: Vec<ImageStatus>,
+    /// Captured Jobs that have not finished, by name.
+    pub unfinished_jobs: BTreeSet<String>,
 }
 
 /// Why something could not be captured.

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::rollback;
 use crate::api::{
-    duration, reasons,
+    RollbackRequestStatus, duration, reasons,
     snapshot::{SnapshotPhase, SnapshotSpec, SnapshotStatus},
 };
 
@@ -35,6 +36,8 @@ pub struct Facts<'a> {
     pub pinned: bool,
     /// No other Ready snapshot of its lineage exists.
     pub last_of_lineage: bool,
+    /// A rollback that is not finished needs it; see [`is_needed`].
+    pub referenced: bool,
     /// Now.
     pub now: Timestamp,
 }
@@ -218,7 +221,28 @@ pub fn next(facts: &Facts<'_>) -> Step {
     }
 }
 
-/// A snapshot never expires while it is pinned or the last good one of its lineage.
+/// Whether one of the rollbacks that `statuses` tell of is not finished and goes back to the Snapshot, or could be undone with it.
+pub fn is_needed<'a>(uid: &str, name: &str, statuses: impl IntoIterator<Item = &'a RollbackRequestStatus>) -> bool {
+    statuses
+        .into_iter()
+        .filter(|status| !rollback::is_final(status.phase.unwrap_or_default()))
+        .any(|status| {
+            let target = status.resolved.as_ref().is_some_and(|to| to.uid == uid);
+            // The safety snapshot is recorded by name; names of safety snapshots derive from the request's UID.
+            let safety = status.safety_snapshot.as_ref().is_some_and(|safety| safety.name == name);
+            target || safety
+        })
+}
+
+/// Whether the Snapshot is past its time and nothing but a rollback under way could keep it: the one case in which that has to be known.
+pub fn may_expire(status: &SnapshotStatus, pinned: bool, last_of_lineage: bool, now: Timestamp) -> bool {
+    status.phase == Some(SnapshotPhase::Ready)
+        && !pinned
+        && !last_of_lineage
+        && status.expires_at.as_ref().is_some_and(|expires| expires.0 <= now)
+}
+
+/// A snapshot never expires while it is pinned, needed by a rollback, or the last good one of its lineage.
 fn expiry(facts: &Facts<'_>) -> Step {
     let Some(expires) = facts.status.expires_at.as_ref() else {
         return Step::Rest(None);
@@ -226,6 +250,10 @@ fn expiry(facts: &Facts<'_>) -> Step {
     let left = expires.0.duration_since(facts.now);
     if left.is_positive() {
         return Step::Rest(Some(left.unsigned_abs()));
+    }
+    if facts.referenced {
+        // The end of a rollback is no event of this object.
+        return Step::Rest(Some(Duration::from_secs(30)));
     }
     if facts.pinned || facts.last_of_lineage {
         // A label or another snapshot may change that without an event of this object.
@@ -247,6 +275,10 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
+    use crate::api::{
+        reference::ResolvedSnapshot,
+        rollback_request::{RollbackPhase, SnapshotVersion},
+    };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -264,6 +296,7 @@ mod tests {
             capture: CaptureFact::Unknown,
             pinned: false,
             last_of_lineage: false,
+            referenced: false,
             now: at(10_000),
         }
     }
@@ -363,6 +396,42 @@ mod tests {
             }),
             Step::Rest(Some(_))
         ));
+    }
+
+    #[test]
+    fn an_expired_snapshot_stays_while_a_rollback_that_is_not_finished_needs_it() {
+        let spec = SnapshotSpec::default();
+        let mut status = status(SnapshotPhase::Ready);
+        status.expires_at = Some(Time(at(9_999)));
+        assert!(may_expire(&status, false, false, at(10_000)));
+        assert!(!may_expire(&status, true, false, at(10_000)));
+        assert!(!may_expire(&status, false, false, at(9_998)));
+        let step = next(&Facts {
+            referenced: true,
+            ..facts(&spec, &status)
+        });
+        assert!(matches!(step, Step::Rest(Some(_))), "{step:?}");
+
+        let request = |phase| RollbackRequestStatus {
+            phase: Some(phase),
+            resolved: Some(ResolvedSnapshot {
+                name: "good".into(),
+                uid: "u-1".into(),
+                version: 1,
+                digest: String::new(),
+            }),
+            safety_snapshot: Some(SnapshotVersion {
+                name: "undo-safety".into(),
+                version: 2,
+            }),
+            ..RollbackRequestStatus::default()
+        };
+        let under_way = [request(RollbackPhase::AwaitingApproval)];
+        assert!(is_needed("u-1", "good", &under_way));
+        assert!(is_needed("u-2", "undo-safety", &under_way));
+        assert!(!is_needed("u-3", "good", &under_way), "another object of the same name");
+        assert!(!is_needed("u-1", "good", &[request(RollbackPhase::Completed)]));
+        assert!(!is_needed("u-1", "good", &[RollbackRequestStatus::default()]));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 pub mod approval;
 pub mod component;
 pub mod gitops;
+pub mod health;
 pub mod lifecycle;
 pub mod object;
 pub mod plan;
 pub mod rollback;
 pub mod snapshot;
 pub mod target;
+pub mod verify;

@@ -11,11 +11,82 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::api::{reasons, rollback_request::RollbackPhase, verify::VerifyOutcome};
+
 /// Label of outcomes.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct Outcome {
     /// `ready`, `failed`.
     pub outcome: &'static str,
+}
+
+/// Labels of rollbacks that ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RollbackEnded {
+    /// The final phase, in small letters.
+    pub outcome: &'static str,
+    /// What the reason is about: see [`RollbackEnded::of`].
+    pub cause: &'static str,
+}
+
+impl RollbackEnded {
+    /// The labels of a request that ended in `phase` for `reason`; `None` where the phase is not final.
+    pub fn of(phase: RollbackPhase, reason: &str) -> Option<Self> {
+        let outcome = match phase {
+            RollbackPhase::Pending
+            | RollbackPhase::Planning
+            | RollbackPhase::AwaitingApproval
+            | RollbackPhase::Executing
+            | RollbackPhase::Verifying => return None,
+            RollbackPhase::Planned => "planned",
+            RollbackPhase::Completed => "completed",
+            RollbackPhase::Partial => "partial",
+            RollbackPhase::Failed => "failed",
+            RollbackPhase::Undone => "undone",
+            RollbackPhase::Rejected => "rejected",
+            RollbackPhase::Expired => "expired",
+            RollbackPhase::Cancelled => "cancelled",
+            RollbackPhase::Superseded => "superseded",
+        };
+        let cause = match (phase, reason) {
+            (RollbackPhase::Planned | RollbackPhase::Completed, _) => "none",
+            (RollbackPhase::Rejected | RollbackPhase::Expired | RollbackPhase::Superseded, _) => "approval",
+            (RollbackPhase::Cancelled, _) => "cancelled",
+            (
+                _,
+                reasons::TARGET_NOT_FOUND
+                | reasons::TARGET_NOT_READY
+                | reasons::TARGET_AMBIGUOUS
+                | reasons::INVALID_SPEC
+                | reasons::NOTHING_SELECTED,
+            ) => "request",
+            (_, reasons::PREFLIGHT_FAILED | reasons::GITOPS_MANAGED | reasons::FORBIDDEN) => "preflight",
+            (_, reasons::CORRUPT | reasons::STORE_UNAVAILABLE | reasons::NEWER_FORMAT) => "store",
+            (_, reasons::API_UNAVAILABLE | reasons::DEADLINE_EXCEEDED) => "time",
+            (_, reason) if reason.starts_with("Verification") => "verification",
+            _ => "execution",
+        };
+        Some(Self { outcome, cause })
+    }
+}
+
+/// Label of verifications.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Verified {
+    /// `passed`, `failed`, `inconclusive`.
+    pub outcome: &'static str,
+}
+
+impl Verified {
+    /// The label of an outcome.
+    pub const fn of(outcome: VerifyOutcome) -> Self {
+        let outcome = match outcome {
+            VerifyOutcome::Passed => "passed",
+            VerifyOutcome::Failed => "failed",
+            VerifyOutcome::Inconclusive => "inconclusive",
+        };
+        Self { outcome }
+    }
 }
 
 /// Label of reconcile errors.
@@ -46,6 +117,14 @@ pub struct Metrics {
     pub repository_snapshots: Gauge,
     /// 1 when the last verification found damage.
     pub repository_corrupt: Gauge,
+    /// `RollbackRequests` taken up: dry runs are not counted.
+    pub rollbacks_created: Counter,
+    /// `RollbackRequests` that ended, dry runs included.
+    pub rollbacks: Family<RollbackEnded, Counter>,
+    /// Seconds from the start of an execution to its end.
+    pub rollback_seconds: Histogram,
+    /// Verifications that ended.
+    pub verifications: Family<Verified, Counter>,
     /// Reconcile errors.
     pub reconcile_errors: Family<ReconcileError, Counter>,
     /// 1 while CRDs and admission policies are in place.
@@ -74,6 +153,11 @@ impl Telemetry {
             repository_quota_bytes: Gauge::default(),
             repository_snapshots: Gauge::default(),
             repository_corrupt: Gauge::default(),
+            rollbacks_created: Counter::default(),
+            rollbacks: Family::default(),
+            // 1 s to 4.5 h.
+            rollback_seconds: Histogram::new(exponential_buckets(1.0, 2.0, 15)),
+            verifications: Family::default(),
             reconcile_errors: Family::default(),
             guard_healthy: Gauge::default(),
             leader: Gauge::default(),
@@ -114,6 +198,27 @@ impl Telemetry {
             metrics.repository_corrupt.clone(),
         );
         registry.register(
+            "rollbacks_created",
+            "Rollbacks asked for, dry runs not counted",
+            metrics.rollbacks_created.clone(),
+        );
+        registry.register(
+            "rollbacks",
+            "Rollback requests that ended, by final phase and cause",
+            metrics.rollbacks.clone(),
+        );
+        registry.register_with_unit(
+            "rollback_duration",
+            "From the start of an execution to its end",
+            Unit::Seconds,
+            metrics.rollback_seconds.clone(),
+        );
+        registry.register(
+            "verifications",
+            "Verifications of rollbacks, by outcome",
+            metrics.verifications.clone(),
+        );
+        registry.register(
             "reconcile_errors",
             "Reconcile errors, by kind and class",
             metrics.reconcile_errors.clone(),
@@ -140,5 +245,42 @@ impl Telemetry {
 impl Default for Telemetry {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_rollback_is_counted_by_phase_and_cause() {
+        let of = |phase, reason| RollbackEnded::of(phase, reason).map(|labels| (labels.outcome, labels.cause));
+        assert_eq!(of(RollbackPhase::Verifying, ""), None);
+        assert_eq!(of(RollbackPhase::Completed, "Completed"), Some(("completed", "none")));
+        assert_eq!(of(RollbackPhase::Failed, reasons::PREFLIGHT_FAILED), Some(("failed", "preflight")));
+        assert_eq!(of(RollbackPhase::Undone, "VerificationFailed"), Some(("undone", "verification")));
+        assert_eq!(of(RollbackPhase::Rejected, "anything"), Some(("rejected", "approval")));
+        assert_eq!(of(RollbackPhase::Failed, "SomethingNew"), Some(("failed", "execution")));
+    }
+
+    #[test]
+    fn every_metric_that_alerts_and_runbooks_name_is_served() {
+        let telemetry = Telemetry::new();
+        let metrics = &telemetry.metrics;
+        metrics.snapshots.get_or_create(&Outcome { outcome: "failed" }).inc();
+        let failed = RollbackEnded::of(RollbackPhase::Failed, "").unwrap();
+        metrics.rollbacks.get_or_create(&failed).inc();
+        metrics.verifications.get_or_create(&Verified::of(VerifyOutcome::Passed)).inc();
+        let served = telemetry.encode();
+        let pages = [
+            include_str!("../../docs/runbooks/alerts.yaml"),
+            include_str!("../../docs/reference/metrics.md"),
+        ];
+        for page in pages {
+            let words = page.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+            for name in words.filter(|word| word.starts_with("backstep_")) {
+                assert!(served.contains(name), "{name} is not served:\n{served}");
+            }
+        }
     }
 }

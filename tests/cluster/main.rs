@@ -13,3 +13,4 @@ mod plans;
 mod proxy;
 mod snapshots;
 mod support;
+mod verify;

@@ -552,7 +552,7 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
 }
 
 /// The status line and body of a GET.
-fn get(address: &str, path: &str) -> Result<String> {
+pub fn get(address: &str, path: &str) -> Result<String> {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(address)?;
     write!(

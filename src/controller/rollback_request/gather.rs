@@ -37,6 +37,8 @@ pub(super) struct CapturedObject {
     pub content: Option<Value>,
     pub beside: Option<Beside>,
     pub fingerprints_only: bool,
+    /// For Jobs: whether it had finished; `None` is not known.
+    pub finished: Option<bool>,
 }
 
 /// A live object; `content` and `raw` are `Null` where it equals the captured one and nothing else depends on it.
@@ -142,8 +144,10 @@ pub(super) async fn sides(
             Some(digest) if differs => serde_json::from_value(read_json(repository, digest).await?).ok(),
             _ => None,
         };
+        let is_job = id.group == "batch" && id.kind == "Job";
         captured.push(CapturedObject {
             id: id.clone(),
+            finished: extras.job_had_finished(&id.name).filter(|_| is_job),
             component: *component,
             digest: entry.content,
             content: held,
@@ -167,6 +171,20 @@ pub(super) async fn sides(
         owners,
         key,
     })
+}
+
+/// What the manifest says besides its entries.
+pub(super) async fn extras(manifest: &ManifestReader) -> Result<Extras, Failure> {
+    let json = manifest.extras().await.map_err(|e| super::store_failure(&e))?;
+    json.map_or_else(
+        || Ok(Extras::default()),
+        |json| {
+            serde_json::from_value(json).map_err(|e| {
+                let message = format!("what the manifest says besides its entries cannot be read: {e}");
+                Failure::new(Class::Corrupt, reasons::CORRUPT, message)
+            })
+        },
+    )
 }
 
 async fn read_json(repository: &Repository, digest: &Digest) -> Result<Value, Failure> {
@@ -323,7 +341,7 @@ impl Sides {
                 content: c.content.as_ref(),
                 beside: c.beside.as_ref(),
                 fingerprints_only: c.fingerprints_only,
-                finished: None,
+                finished: c.finished,
             })
             .collect()
     }

@@ -9,6 +9,7 @@ mod preflight;
 mod run;
 mod status;
 mod target;
+mod verify;
 mod written;
 
 use std::{

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
 
-use super::{gate, gather::Sides};
+use super::{gate, gather::Sides, verify};
 use crate::{
     api::{
         RollbackRequest,
@@ -59,6 +59,7 @@ pub(super) async fn check(
     ));
     checks.push(rights(context, request, sides, plan).await?);
     checks.push(owners_in_git(request, plan));
+    checks.extend(verify::preflight(context, request, resolved, &sides.kinds).await?);
     for (check, detail) in [
         (
             "DryRuns",
@@ -123,7 +124,7 @@ fn named(check: &str, objects: impl Iterator<Item = String>, what: &str, fix: &s
     }
 }
 
-fn bounded(text: String) -> String {
+pub(super) fn bounded(text: String) -> String {
     if text.chars().count() <= 1000 {
         text
     } else {

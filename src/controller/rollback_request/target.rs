@@ -65,12 +65,7 @@ fn candidate(snapshot: &Snapshot) -> Candidate {
         digest: status.digest,
         started_at: status.started_at.map(|t| t.0),
         tags: snapshot.spec.tags.iter().cloned().chain(labelled).collect(),
-        safety: snapshot
-            .spec
-            .on_behalf_of
-            .as_ref()
-            .and_then(|whom| whom.source.as_deref())
-            .is_some_and(|source| source.ends_with("/Safety")),
+        safety: snapshot.spec.is_safety(),
     }
 }
 

@@ -252,6 +252,7 @@ fn extras(request: &CaptureRequest, captured: capture::Captured, read: BTreeMap<
         components,
         skipped: captured.skipped,
         images,
+        unfinished_jobs: Some(captured.unfinished_jobs),
         read,
     }
 }
@@ -271,7 +272,7 @@ fn draft(
         manifest,
         created_at: started_at,
         author: request.spec.requested_by.as_ref().and_then(|by| by.username.clone()),
-        safety: false,
+        safety: request.spec.is_safety(),
         tags: request.spec.tags.clone(),
         parent: ParentHint::Head,
     }

@@ -5,12 +5,13 @@ use kube::ResourceExt as _;
 use super::{
     capture,
     queue::{CaptureFailure, Captured, Progress},
+    references,
 };
 use crate::{
     api::{Snapshot, SnapshotSpec, SnapshotStatus, names, snapshot::SnapshotPhase},
     cluster::{Class, clock},
     controller::context::Context,
-    domain::lifecycle::{CaptureFact, Facts, StoreFact},
+    domain::lifecycle::{self, CaptureFact, Facts, StoreFact},
     repository::Repository,
 };
 
@@ -22,6 +23,7 @@ pub(super) struct Observed {
     guard_missing: Vec<String>,
     namespace: String,
     last_of_lineage: bool,
+    referenced: bool,
 }
 
 /// Where the capture stands.
@@ -67,14 +69,25 @@ pub(super) async fn observe(snapshot: &Snapshot, context: &Context) -> Observed 
         // Not known is never "there are others".
         Err(_) => true,
     };
+    let namespace = snapshot.namespace().unwrap_or_default();
+    let referenced = lifecycle::may_expire(&status, is_pinned(snapshot), last_of_lineage, clock::now())
+        && references::is_needed(&context.client, &namespace, &uid, &snapshot.name_any()).await;
     Observed {
         status,
         repository,
         capture,
         guard_missing: context.guard.missing(),
-        namespace: snapshot.namespace().unwrap_or_default(),
+        namespace,
         last_of_lineage,
+        referenced,
     }
+}
+
+fn is_pinned(snapshot: &Snapshot) -> bool {
+    snapshot
+        .labels()
+        .get(names::PINNED_LABEL)
+        .is_some_and(|value| value == "true")
 }
 
 impl Observed {
@@ -107,11 +120,9 @@ impl Observed {
                     },
                 },
             },
-            pinned: snapshot
-                .labels()
-                .get(names::PINNED_LABEL)
-                .is_some_and(|value| value == "true"),
+            pinned: is_pinned(snapshot),
             last_of_lineage: self.last_of_lineage,
+            referenced: self.referenced,
             now: clock::now(),
         }
     }

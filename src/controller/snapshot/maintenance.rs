@@ -9,6 +9,7 @@ use std::{
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use super::references;
 use crate::{
     api::names,
     cluster::{
@@ -60,7 +61,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn tidy(context: &Context, repository: &Repository, missing_since: &mut HashMap<String, Instant>) {
-    let released = context.store.take_released();
+    let released = unneeded(context, repository, context.store.take_released()).await;
     if !released.is_empty()
         && let Err(error) = repository.delete(&released).await
     {
@@ -143,10 +144,20 @@ async fn sweep(
             gone.push(uid.to_owned());
         }
     }
+    let gone = unneeded(context, repository, gone).await;
     if !gone.is_empty() {
         repository.delete(&gone).await.map_err(|e| e.to_string())?;
     }
     Ok(gone.len())
+}
+
+/// Of the contents of deleted Snapshots, those that no rollback under way needs; the sweep asks again for the others.
+async fn unneeded(context: &Context, repository: &Repository, uids: Vec<String>) -> Vec<String> {
+    let records = uids.into_iter().filter_map(|uid| {
+        let record = repository.snapshot(&uid)?;
+        Some((uid, record.namespace.clone(), record.name.clone()))
+    });
+    references::free(&context.client, records.collect()).await
 }
 
 /// Whether the contents outlive their Snapshot.

@@ -5,6 +5,7 @@ pub mod capture;
 mod gather;
 pub mod maintenance;
 pub mod queue;
+mod references;
 mod status;
 
 use std::{sync::Arc, time::Duration};

@@ -70,11 +70,16 @@ impl Live<'_> {
 
     /// For Jobs: whether it has finished, well or badly.
     pub fn is_finished_job(&self) -> bool {
-        json::list(self.raw, &["status", "conditions"]).any(|condition| {
-            matches!(json::text(condition, &["type"]), Some("Complete" | "Failed"))
-                && json::text(condition, &["status"]) == Some("True")
-        })
+        is_finished_job(self.raw)
     }
+}
+
+/// Whether `job`, as the server gave it, has finished, well or badly.
+pub fn is_finished_job(job: &Value) -> bool {
+    json::list(job, &["status", "conditions"]).any(|condition| {
+        matches!(json::text(condition, &["type"]), Some("Complete" | "Failed"))
+            && json::text(condition, &["status"]) == Some("True")
+    })
 }
 
 /// What is known of an owner that a captured object refers to.

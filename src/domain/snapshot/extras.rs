@@ -1,6 +1,6 @@
 //! What a manifest says besides its entries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct Extras {
     /// Every image, by workload and container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ImageStatus>,
+    /// Jobs that had not finished, by name: all other Jobs had. Absent in manifests of earlier releases: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished_jobs: Option<BTreeSet<String>>,
     /// How each kind was read, by `<Kind>.<group>`: the next capture need not read again what did not change.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub read: BTreeMap<String, KindRead>,
@@ -41,6 +44,11 @@ pub struct KindRead {
 }
 
 impl Extras {
+    /// Whether the Job `name` had finished when it was captured; `None` is not known.
+    pub fn job_had_finished(&self, name: &str) -> Option<bool> {
+        self.unfinished_jobs.as_ref().map(|names| !names.contains(name))
+    }
+
     /// What of this belongs to the snapshot's digest: workload, container and digest of each image, in order.
     ///
     /// Images of jobs are left out: their Pods come and go although nobody changed anything.
@@ -74,6 +82,17 @@ mod tests {
             digest: digest.map(Into::into),
             ..ImageStatus::default()
         }
+    }
+
+    #[test]
+    fn a_manifest_of_an_earlier_release_does_not_know_which_jobs_had_finished() {
+        let old: Extras = serde_json::from_str("{}").unwrap();
+        assert_eq!(old.job_had_finished("migrate"), None);
+        let new: Extras = serde_json::from_str(r#"{"unfinishedJobs":["migrate"]}"#).unwrap();
+        assert_eq!(new.job_had_finished("migrate"), Some(false));
+        assert_eq!(new.job_had_finished("other"), Some(true));
+        let none: Extras = serde_json::from_str(r#"{"unfinishedJobs":[]}"#).unwrap();
+        assert_eq!(none.job_had_finished("migrate"), Some(true));
     }
 
     #[test]
