@@ -45,9 +45,15 @@ pub const TABLE: [(Exit, &str); 12] = [
         "diff: there are differences; doctor: a check failed; status: no operator runs",
     ),
     (Exit::Usage, "the command line makes no sense"),
-    (Exit::NotFound, "there is no such snapshot, version, tag or object"),
+    (
+        Exit::NotFound,
+        "there is no such snapshot, version, tag, request or object",
+    ),
     (Exit::Forbidden, "you lack a right; the message names it"),
-    (Exit::TimedOut, "it did not happen in time (--wait, --request-timeout)"),
+    (
+        Exit::TimedOut,
+        "it did not happen in time (--wait, --timeout, --request-timeout), or was not approved in time",
+    ),
     (
         Exit::Corrupt,
         "stored contents are damaged; verify found damage, or what was asked for cannot be read",
@@ -58,11 +64,11 @@ pub const TABLE: [(Exit, &str); 12] = [
     ),
     (
         Exit::Refused,
-        "refused: it exists already, is not valid, is ambiguous, or a policy denies it",
+        "refused: it exists already, is not valid, is ambiguous, a policy denies it, it was rejected or cancelled, or a decision does not count",
     ),
     (
         Exit::Failed,
-        "the operator tried and failed; the message holds its reason",
+        "the operator tried and failed, or undid it; plan: the rollback would not be carried out; the message holds the reason",
     ),
     (Exit::Internal, "a local file cannot be read or written, or a bug"),
     (Exit::Pipe, "the reader of the output went away"),

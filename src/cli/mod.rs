@@ -4,15 +4,27 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use crate::api::approval_request::Decision;
 use crate::ops::{self, ConnectOptions, Session, duration, store::Location};
 
+mod approvals;
+mod args;
 mod completion;
+mod decide;
 mod doctor;
 pub mod exit;
+mod history;
 mod output;
+mod plan;
+mod rollback;
+mod scope;
+mod shown;
 mod snapshot;
 mod status;
+mod timeline;
+mod undo;
 mod version;
+mod watch;
 
 pub use exit::Exit;
 use exit::Failure;
@@ -92,6 +104,26 @@ enum Verb {
         #[command(subcommand)]
         verb: Box<snapshot::Verb>,
     },
+    /// Show what a rollback would do, object by object, and what stands in its way
+    Plan(Box<plan::Options>),
+    /// Ask for a rollback: it is planned, approved, executed, verified and recorded
+    Rollback(Box<rollback::Options>),
+    /// Undo a rollback: go back to how it was right before it
+    Undo(Box<undo::Options>),
+    /// Follow a rollback until it is over
+    Watch(watch::Options),
+    /// Approve a rollback
+    Approve(decide::Options),
+    /// Reject a rollback
+    Reject(decide::Options),
+    /// Take an approval back
+    Revoke(decide::Options),
+    /// List what waits for approval, and what was decided
+    Approvals(approvals::Options),
+    /// List finished rollbacks, newest first
+    History(history::Options),
+    /// Draw the versions of a namespace as the tree that they are
+    Timeline(timeline::Options),
     /// Tell how Backstep is doing, as far as you may see it
     Status(status::Options),
     /// Check everything that Backstep needs, and say how to mend what is wrong
@@ -215,6 +247,16 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitC
 async fn dispatch(verb: Verb, context: &mut Context) -> Result<Exit, Failure> {
     match verb {
         Verb::Snapshot { verb } => Box::pin(snapshot::run(*verb, context)).await,
+        Verb::Plan(options) => Box::pin(plan::run(&options, context)).await,
+        Verb::Rollback(options) => Box::pin(rollback::run(&options, context)).await,
+        Verb::Undo(options) => Box::pin(undo::run(&options, context)).await,
+        Verb::Watch(options) => Box::pin(watch::run(&options, context)).await,
+        Verb::Approve(options) => Box::pin(decide::run(Decision::Approve, &options, context)).await,
+        Verb::Reject(options) => Box::pin(decide::run(Decision::Reject, &options, context)).await,
+        Verb::Revoke(options) => Box::pin(decide::run(Decision::Revoke, &options, context)).await,
+        Verb::Approvals(options) => Box::pin(approvals::run(&options, context)).await,
+        Verb::History(options) => history::run(&options, context).await,
+        Verb::Timeline(options) => timeline::run(&options, context).await,
         Verb::Status(options) => Box::pin(status::run(&options, context)).await,
         Verb::Doctor(options) => Box::pin(doctor::run(&options, context)).await,
         Verb::Completion(options) => completion::run(&options, context),

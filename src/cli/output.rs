@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Failure;
-use crate::{api::Snapshot, cluster::clock, ops};
+use crate::{cluster::clock, ops};
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -151,11 +151,11 @@ impl Out {
         self.line(text)
     }
 
-    /// One snapshot or several as the API server writes them, without `managedFields`.
-    pub fn snapshots(&mut self, format: Format, snapshots: &[Snapshot], as_list: bool) -> Result<(), Failure> {
-        let mut items = Vec::with_capacity(snapshots.len());
-        for snapshot in snapshots {
-            items.push(plain_object(snapshot)?);
+    /// One object or several as the API server writes them, without `managedFields`.
+    pub fn objects(&mut self, format: Format, objects: &[impl Serialize], as_list: bool) -> Result<(), Failure> {
+        let mut items = Vec::with_capacity(objects.len());
+        for object in objects {
+            items.push(plain_object(object)?);
         }
         match items.pop() {
             Some(item) if !as_list && items.is_empty() => self.structured(format, &item),
@@ -202,18 +202,24 @@ fn unwritable(error: &dyn Display) -> Failure {
     Failure::Ops(ops::Error::internal(format!("the result cannot be written: {error}")))
 }
 
-/// A snapshot as the API server writes it, without `managedFields`.
-pub fn plain_object(snapshot: &Snapshot) -> Result<Value, Failure> {
-    let mut value = serde_json::to_value(snapshot).map_err(|e| unwritable(&e))?;
+/// An object as the API server writes it, without `managedFields`.
+pub fn plain_object(object: &impl Serialize) -> Result<Value, Failure> {
+    let mut value = serde_json::to_value(object).map_err(|e| unwritable(&e))?;
     if let Some(metadata) = value["metadata"].as_object_mut() {
         metadata.remove("managedFields");
     }
     Ok(value)
 }
 
-/// A cell never breaks its row, and never moves the terminal's cursor.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// Text that stays on its line, never moves the terminal's cursor, and reads in the order in which it is written: what an
+/// approver sees is what there is.
+pub fn one_line(text: &str) -> String {
+    let shown = |c: char| match c {
+        _ if c.is_control() => ' ',
+        '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        _ => c,
+    };
+    text.chars().map(shown).collect()
 }
 
 /// How long ago, as kubectl writes ages: `12s`, `5m10s`, `3h`, `2d4h`, `400d`.
@@ -224,7 +230,14 @@ pub fn age(since: Option<Timestamp>) -> String {
     )
 }
 
-fn short(seconds: i64) -> String {
+/// How long from now, in the same words; `over` when it is past.
+pub fn left(until: Timestamp) -> String {
+    let seconds = until.as_second() - clock::now().as_second();
+    if seconds > 0 { short(seconds) } else { "over".into() }
+}
+
+/// A length of time as ages are written.
+pub fn short(seconds: i64) -> String {
     let seconds = seconds.max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     let two = |big: i64, unit: &str, small: i64, small_unit: &str| {
@@ -292,5 +305,10 @@ mod tests {
     #[test]
     fn a_cell_with_control_characters_stays_on_its_row() {
         assert_eq!(one_line("a\nb\u{1b}[31m"), "a b [31m");
+        assert_eq!(
+            one_line("a\u{202e}b"),
+            "a\u{fffd}b",
+            "text that runs backwards hides what is approved"
+        );
     }
 }

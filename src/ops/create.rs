@@ -1,10 +1,14 @@
 //! Making a Snapshot.
 
+use std::fmt::Debug;
+
 use k8s_openapi::{
+    NamespaceResourceScope,
     api::core::v1::Namespace,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta},
 };
-use kube::{Api, api::PostParams};
+use kube::{Api, Resource, api::PostParams};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Class, Error, Result, Session};
 use crate::api::{Snapshot, SnapshotSpec, names, reference::ObjectFilter};
@@ -61,18 +65,27 @@ pub async fn create(session: &Session, request: &Request, dry_run: bool) -> Resu
     if object.spec.requested_by.is_none() {
         object.spec.requested_by = Some(session.identity().await?);
     }
-    let api = session.snapshots();
-    let params = PostParams {
-        dry_run,
-        field_manager: Some("kubectl-backstep".into()),
-    };
     let what = format!(
         "create snapshot {}in {namespace}",
         request.name.as_ref().map(|n| format!("{n} ")).unwrap_or_default()
     );
-    match session.once(&what, || api.create(&params, &object)).await {
+    post(session, &what, &object, dry_run).await
+}
+
+/// Creates `object` in the session's namespace, once; says so when it is the namespace that does not exist.
+pub(super) async fn post<K>(session: &Session, what: &str, object: &K, dry_run: bool) -> Result<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    let namespace = &session.namespace;
+    let api: Api<K> = session.api_in(namespace);
+    let params = PostParams {
+        dry_run,
+        field_manager: Some("kubectl-backstep".into()),
+    };
+    match session.once(what, || api.create(&params, object)).await {
         Err(error) if error.class == Class::NotFound => {
-            // The server names the namespace, not the snapshot, in this answer.
+            // The server names the namespace, not the object, in this answer.
             let namespaces: Api<Namespace> = Api::all(session.client.clone());
             match session
                 .repeat("read the namespace", || namespaces.get_opt(namespace))

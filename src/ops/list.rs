@@ -1,6 +1,10 @@
 //! Snapshots of one or all namespaces, whole or page by page.
 
+use std::fmt::Debug;
+
 use kube::{Api, ResourceExt as _, api::ListParams};
+
+use serde::de::DeserializeOwned;
 
 use super::{Result, Session, reference};
 use crate::api::Snapshot;
@@ -36,14 +40,17 @@ fn api(session: &Session, scope: Scope) -> Api<Snapshot> {
     }
 }
 
+fn what(session: &Session, scope: Scope) -> String {
+    match scope {
+        Scope::Namespace => format!("list snapshots in {}", session.namespace),
+        Scope::All => "list snapshots in all namespaces".to_owned(),
+    }
+}
+
 /// One page of what `params` asks for.
 pub async fn page(session: &Session, scope: Scope, params: &ListParams) -> Result<Page> {
     let api = api(session, scope);
-    let what = match scope {
-        Scope::Namespace => format!("list snapshots in {}", session.namespace),
-        Scope::All => "list snapshots in all namespaces".to_owned(),
-    };
-    let list = call::repeat(&what, session.page_deadline(), || api.list(params)).await?;
+    let list = call::repeat(&what(session, scope), session.page_deadline(), || api.list(params)).await?;
     Ok(Page {
         snapshots: list.items,
         next: list.metadata.continue_.filter(|token| !token.is_empty()),
@@ -53,19 +60,27 @@ pub async fn page(session: &Session, scope: Scope, params: &ListParams) -> Resul
 
 /// Everything that `params` asks for, sorted by namespace, lineage, version and name.
 pub async fn all(session: &Session, scope: Scope, params: &ListParams) -> Result<Vec<Snapshot>> {
-    let mut params = params.clone();
-    params.limit = Some(PAGE);
-    let mut snapshots = Vec::new();
-    loop {
-        let page = page(session, scope, &params).await?;
-        snapshots.extend(page.snapshots);
-        match page.next {
-            Some(token) => params.continue_token = Some(token),
-            None => break,
-        }
-    }
+    let mut snapshots = every(session, &what(session, scope), &api(session, scope), params).await?;
     sort(&mut snapshots);
     Ok(snapshots)
+}
+
+/// Every object of `api` that `params` asks for, read in pages; `what` says it in errors.
+pub(super) async fn every<K>(session: &Session, what: &str, api: &Api<K>, params: &ListParams) -> Result<Vec<K>>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    let mut params = params.clone();
+    params.limit = Some(PAGE);
+    let mut objects = Vec::new();
+    loop {
+        let list = call::repeat(what, session.page_deadline(), || api.list(&params)).await?;
+        objects.extend(list.items);
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(objects),
+        }
+    }
 }
 
 /// By namespace, lineage, version (those without one last) and name.

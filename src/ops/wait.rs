@@ -1,10 +1,11 @@
-//! Waiting for a Snapshot.
+//! Waiting for an object to get where it goes.
 
-use std::{pin::pin, time::Duration};
+use std::{fmt::Debug, pin::pin, time::Duration};
 
 use futures::StreamExt as _;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{ResourceExt as _, runtime::watcher};
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{Resource, ResourceExt as _, runtime::watcher};
+use serde::de::DeserializeOwned;
 
 use super::{Class, Error, Result, Session, reference};
 use crate::api::{Snapshot, conditions, snapshot::SnapshotPhase};
@@ -20,27 +21,48 @@ pub async fn ready(
     deadline: Duration,
     mut seen: impl FnMut(&Snapshot),
 ) -> Result<Snapshot> {
-    let mut last: Option<Snapshot> = None;
+    let seen = |snapshot: &Snapshot| {
+        seen(snapshot);
+        match verdict(snapshot) {
+            Verdict::Ready => Some(Ok(snapshot.clone())),
+            Verdict::Failed(error) => Some(Err(error)),
+            Verdict::Working => None,
+        }
+    };
+    until(session, name, deadline, seen, |last| timed_out(name, deadline, last)).await
+}
+
+/// Watches one object of the session's namespace until `seen` says how it ended; `late` tells what was seen last.
+pub(super) async fn until<K, T>(
+    session: &Session,
+    name: &str,
+    deadline: Duration,
+    mut seen: impl FnMut(&K) -> Option<Result<T>>,
+    late: impl FnOnce(Option<&K>) -> Error,
+) -> Result<T>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let mut last: Option<K> = None;
+    let kind = K::kind(&()).to_lowercase();
     let outcome = tokio::time::timeout(deadline, async {
-        let mut states = pin!(watcher::watch_object(session.snapshots(), name));
+        let mut states = pin!(watcher::watch_object(session.api_in::<K>(&session.namespace), name));
         let mut failures = 0_u32;
         while let Some(state) = states.next().await {
             match state {
-                Ok(Some(snapshot)) => {
-                    seen(&snapshot);
-                    match verdict(&snapshot) {
-                        Verdict::Ready => return Ok(snapshot),
-                        Verdict::Failed(error) => return Err(error),
-                        Verdict::Working => last = Some(snapshot),
+                Ok(Some(object)) => {
+                    if let Some(end) = seen(&object) {
+                        return end;
                     }
+                    last = Some(object);
                 }
                 Ok(None) => {
-                    return Err(Error::not_found(format!("snapshot {name} is gone"))
+                    return Err(Error::not_found(format!("{kind} {name} is gone"))
                         .because(format!("somebody deleted it from namespace {}", session.namespace)));
                 }
                 Err(error) => {
                     failures += 1;
-                    watch_failed(name, failures, error)?;
+                    watch_failed(&format!("watch {kind} {name}"), failures, error)?;
                     tokio::time::sleep(Duration::from_millis(200 * u64::from(failures.min(10)))).await;
                 }
             }
@@ -48,12 +70,11 @@ pub async fn ready(
         Err(Error::internal("the watch ended"))
     })
     .await;
-    outcome.unwrap_or_else(|_| Err(timed_out(name, deadline, last.as_ref())))
+    outcome.unwrap_or_else(|_| Err(late(last.as_ref())))
 }
 
 /// Errors that a watch does not get over by itself end the wait.
-fn watch_failed(name: &str, failures: u32, error: watcher::Error) -> Result<()> {
-    let what = format!("watch snapshot {name}");
+fn watch_failed(what: &str, failures: u32, error: watcher::Error) -> Result<()> {
     let source = match error {
         watcher::Error::InitialListFailed(source)
         | watcher::Error::WatchStartFailed(source)
@@ -106,9 +127,15 @@ fn verdict(snapshot: &Snapshot) -> Verdict {
 
 /// What the operator says it is doing: reason and message of `Reconciling`, else of `Ready`.
 pub fn progress(snapshot: &Snapshot) -> Option<String> {
-    let condition = condition(snapshot, conditions::RECONCILING)
+    told(snapshot.status.as_ref().map_or(&[], |s| &s.conditions))
+}
+
+/// The same of conditions.
+pub(super) fn told(conditions: &[Condition]) -> Option<String> {
+    let find = |type_: &str| conditions.iter().find(|c| c.type_ == type_);
+    let condition = find(conditions::RECONCILING)
         .filter(|c| c.status == "True")
-        .or_else(|| condition(snapshot, conditions::READY))?;
+        .or_else(|| find(conditions::READY))?;
     Some(if condition.message.is_empty() {
         condition.reason.clone()
     } else {

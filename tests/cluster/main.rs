@@ -5,6 +5,7 @@
 mod cel;
 mod chart;
 mod cli;
+mod cli_decide;
 mod edges;
 mod faults;
 mod figures;

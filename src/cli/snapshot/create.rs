@@ -5,7 +5,13 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use kube::ResourceExt as _;
 
-use super::{super::output::Format, Context, Exit, Failure, reference};
+use super::{
+    super::{
+        args::{self, DryRun},
+        output::Format,
+    },
+    Context, Exit, Failure, reference,
+};
 use crate::{
     api::{
         SnapshotSpec,
@@ -31,19 +37,19 @@ pub struct Options {
     #[arg(short, long, value_name = "TEXT")]
     description: Option<String>,
     /// Tag to find it by; may be given several times
-    #[arg(short, long = "tag", value_name = "TAG", value_parser = tag)]
+    #[arg(short, long = "tag", value_name = "TAG", value_parser = args::tag)]
     tags: Vec<String>,
     /// Layer to capture; may be given several times [default: all that can be captured]
-    #[arg(short, long = "component", value_name = "COMPONENT", value_parser = component, value_delimiter = ',', ignore_case = true)]
+    #[arg(short, long = "component", value_name = "COMPONENT", value_parser = args::component, value_delimiter = ',', ignore_case = true)]
     components: Vec<Component>,
     /// Capture only what has these labels, and what it refers to: a=b,c!=d,e in (f,g),!h
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
     /// Capture only these objects, and what they refer to: Kind, Kind/NAME or group/Kind/NAME, with * and ? in NAME
-    #[arg(long, value_name = "OBJECT", value_parser = filter)]
+    #[arg(long, value_name = "OBJECT", value_parser = args::filter)]
     include: Vec<ObjectFilter>,
     /// Leave these objects out; wins over everything else
-    #[arg(long, value_name = "OBJECT", value_parser = filter)]
+    #[arg(long, value_name = "OBJECT", value_parser = args::filter)]
     exclude: Vec<ObjectFilter>,
     /// Do not capture what captured workloads refer to
     #[arg(long)]
@@ -52,13 +58,13 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "MODE")]
     secrets: Option<Secrets>,
     /// Delete it by itself after this time, for example 30d
-    #[arg(long, value_name = "DURATION", value_parser = time)]
+    #[arg(long, value_name = "DURATION", value_parser = args::time)]
     ttl: Option<Duration>,
     /// Keep it for ever, whatever the ttl
     #[arg(long)]
     pin: bool,
     /// Wait until it is Ready; for 10m, or as long as given
-    #[arg(short, long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, default_missing_value = "10m", value_parser = time)]
+    #[arg(short, long, value_name = "TIMEOUT", num_args = 0..=1, require_equals = true, default_missing_value = "10m", value_parser = args::time)]
     wait: Option<Duration>,
     /// client: print what would be sent; server: let the API server check it and keep nothing
     #[arg(long, value_enum, value_name = "WHERE", conflicts_with = "wait")]
@@ -76,52 +82,6 @@ enum Secrets {
     Fingerprint,
     /// Secrets are left out
     Exclude,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DryRun {
-    /// Makes no call
-    Client,
-    /// The API server checks it
-    Server,
-}
-
-fn time(text: &str) -> Result<Duration, ops::Error> {
-    let duration = duration::parse(text)?;
-    if duration.is_zero() {
-        Err(ops::Error::usage("the time must be longer than nothing"))
-    } else {
-        Ok(duration)
-    }
-}
-
-fn filter(text: &str) -> Result<ObjectFilter, ops::Error> {
-    create::filter(text)
-}
-
-fn tag(text: &str) -> Result<String, String> {
-    ops::reference::is_tag(text).then(|| text.to_owned()).ok_or_else(|| {
-        "a tag is at most 63 letters, digits, `-`, `_` and `.`, and begins and ends with a letter or digit".to_owned()
-    })
-}
-
-fn component(text: &str) -> Result<Component, String> {
-    const ALL: [Component; 8] = [
-        Component::Configuration,
-        Component::Workloads,
-        Component::Images,
-        Component::Volumes,
-        Component::Databases,
-        Component::Git,
-        Component::Policy,
-        Component::Infrastructure,
-    ];
-    ALL.into_iter()
-        .find(|c| format!("{c:?}").eq_ignore_ascii_case(text))
-        .ok_or_else(|| {
-            let names: Vec<String> = ALL.iter().map(|c| format!("{c:?}")).collect();
-            format!("the components are {}", names.join(", "))
-        })
 }
 
 fn request(options: &Options) -> Result<create::Request, ops::Error> {
@@ -213,7 +173,7 @@ fn print(
         None => context.out.line(format_args!("{name} {what}"))?,
         Some(Format::Name) => context.out.line(name)?,
         Some(format @ (Format::Json | Format::Yaml)) => {
-            context.out.snapshots(format, std::slice::from_ref(snapshot), false)?;
+            context.out.objects(format, std::slice::from_ref(snapshot), false)?;
         }
         Some(format @ (Format::Table | Format::Wide)) => {
             let wide = format == Format::Wide;

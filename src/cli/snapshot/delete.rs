@@ -1,14 +1,14 @@
 //! `snapshot delete`.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::fmt::Write as _;
 
 use clap::Args;
 use kube::ResourceExt as _;
 
-use super::{Context, Exit, Failure};
+use super::{super::args, Context, Exit, Failure};
 use crate::{
     api::Snapshot,
-    ops::{Error, Reference, Session, delete, reference},
+    ops::{Reference, Session, delete, reference},
 };
 
 #[derive(Args)]
@@ -49,14 +49,7 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
 }
 
 fn confirmed(session: &Session, snapshots: &[Snapshot]) -> Result<bool, Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(
-            Error::usage("deleting snapshots asks first, and there is no terminal to ask on")
-                .fix("pass --yes")
-                .into(),
-        );
-    }
-    let mut stderr = io::stderr();
+    let mut question = String::new();
     for snapshot in snapshots {
         let version = reference::versioned(snapshot).map_or_else(String::new, |v| format!(" ({v})"));
         let pinned = if delete::is_pinned(snapshot) {
@@ -64,18 +57,15 @@ fn confirmed(session: &Session, snapshots: &[Snapshot]) -> Result<bool, Failure>
         } else {
             ""
         };
-        writeln!(stderr, "  {}{version}{pinned}", snapshot.name_any())?;
+        let _ = writeln!(question, "  {}{version}{pinned}", snapshot.name_any());
     }
-    write!(
-        stderr,
-        "Delete {} from namespace {}? A deleted snapshot cannot be brought back. [y/N] ",
+    let _ = write!(
+        question,
+        "Delete {} from namespace {}? A deleted snapshot cannot be brought back.",
         count(snapshots.len()),
         session.namespace
-    )?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    );
+    args::confirmed("deleting snapshots", &question)
 }
 
 fn count(snapshots: usize) -> String {

@@ -3,7 +3,10 @@
 use clap::Args;
 use kube::{ResourceExt as _, api::ListParams};
 
-use super::{super::output::Format, Context, Exit, Failure};
+use super::{
+    super::{args, output::Format},
+    Context, Exit, Failure,
+};
 use crate::ops::list::{self, Scope};
 
 #[derive(Args)]
@@ -16,7 +19,7 @@ pub struct Options {
     #[arg(short = 'A', long)]
     all_namespaces: bool,
     /// Only versions of this lineage
-    #[arg(long, value_name = "NAME", value_parser = lineage)]
+    #[arg(long, value_name = "NAME", value_parser = args::lineage)]
     lineage: Option<String>,
     /// Only those with these labels
     #[arg(short = 'l', long, value_name = "SELECTOR")]
@@ -30,10 +33,6 @@ pub struct Options {
     /// How to write them
     #[arg(short, long, value_enum, default_value = "table", value_name = "FORMAT")]
     output: Format,
-}
-
-fn lineage(text: &str) -> Result<String, String> {
-    super::super::namespace(text).map_err(|_| "a lineage is at most 63 lower-case letters, digits and `-`".to_owned())
 }
 
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
@@ -65,7 +64,7 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     };
     let snapshots = page.snapshots;
     match options.output {
-        Format::Json | Format::Yaml => context.out.snapshots(options.output, &snapshots, true)?,
+        Format::Json | Format::Yaml => context.out.objects(options.output, &snapshots, true)?,
         Format::Name => {
             for snapshot in &snapshots {
                 context
