@@ -229,7 +229,10 @@ pub fn is_needed<'a>(uid: &str, name: &str, statuses: impl IntoIterator<Item = &
         .any(|status| {
             let target = status.resolved.as_ref().is_some_and(|to| to.uid == uid);
             // The safety snapshot is recorded by name; names of safety snapshots derive from the request's UID.
-            let safety = status.safety_snapshot.as_ref().is_some_and(|safety| safety.name == name);
+            let safety = status
+                .safety_snapshot
+                .as_ref()
+                .is_some_and(|safety| safety.name == name);
             target || safety
         })
 }

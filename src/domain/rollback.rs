@@ -135,9 +135,8 @@ pub enum Step {
 /// 4. cancelled: say so, once a gate that is being passed has looked;
 /// 5. the guard is not complete: wait;
 /// 6. asked for: wait for the decision; approved and not suspended: execute; ended without: close; void: plan and ask again;
-/// 7. suspended: wait;
-/// 8. the plan: finish a dry run, prove what is empty, ask, hold, fail, retry or wait for it; not asked for: begin, or ask again
-///    after a crash.
+/// 7. the plan: finish a dry run, prove what is empty unless suspended, ask, hold, fail, retry or wait for it; not asked for:
+///    begin, or ask again after a crash. A suspended request is planned and approved, not executed.
 pub fn next(facts: &Facts<'_>) -> Step {
     if is_final(facts.phase) {
         return Step::Rest;
@@ -167,9 +166,6 @@ pub fn next(facts: &Facts<'_>) -> Step {
     {
         return step;
     }
-    if facts.suspended {
-        return suspended();
-    }
     match (facts.plan, facts.phase) {
         (PlanFact::Clear | PlanFact::NoPolicy | PlanFact::Unapprovable | PlanFact::Empty, _) if facts.dry_run => {
             Step::Finish
@@ -177,6 +173,7 @@ pub fn next(facts: &Facts<'_>) -> Step {
         (PlanFact::Clear, _) => Step::Ask,
         (PlanFact::NoPolicy, _) if facts.overdue => Step::Close(RollbackPhase::Expired),
         (PlanFact::NoPolicy, _) => Step::Hold,
+        (PlanFact::Empty, _) if facts.suspended => suspended(),
         (PlanFact::Empty, _) => Step::Prove,
         (PlanFact::Obstructed | PlanFact::Unapprovable | PlanFact::Failed, _) => Step::Fail,
         (PlanFact::Retryable, _) => Step::Retry,

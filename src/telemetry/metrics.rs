@@ -257,8 +257,14 @@ mod tests {
         let of = |phase, reason| RollbackEnded::of(phase, reason).map(|labels| (labels.outcome, labels.cause));
         assert_eq!(of(RollbackPhase::Verifying, ""), None);
         assert_eq!(of(RollbackPhase::Completed, "Completed"), Some(("completed", "none")));
-        assert_eq!(of(RollbackPhase::Failed, reasons::PREFLIGHT_FAILED), Some(("failed", "preflight")));
-        assert_eq!(of(RollbackPhase::Undone, "VerificationFailed"), Some(("undone", "verification")));
+        assert_eq!(
+            of(RollbackPhase::Failed, reasons::PREFLIGHT_FAILED),
+            Some(("failed", "preflight"))
+        );
+        assert_eq!(
+            of(RollbackPhase::Undone, "VerificationFailed"),
+            Some(("undone", "verification"))
+        );
         assert_eq!(of(RollbackPhase::Rejected, "anything"), Some(("rejected", "approval")));
         assert_eq!(of(RollbackPhase::Failed, "SomethingNew"), Some(("failed", "execution")));
     }
@@ -270,7 +276,10 @@ mod tests {
         metrics.snapshots.get_or_create(&Outcome { outcome: "failed" }).inc();
         let failed = RollbackEnded::of(RollbackPhase::Failed, "").unwrap();
         metrics.rollbacks.get_or_create(&failed).inc();
-        metrics.verifications.get_or_create(&Verified::of(VerifyOutcome::Passed)).inc();
+        metrics
+            .verifications
+            .get_or_create(&Verified::of(VerifyOutcome::Passed))
+            .inc();
         let served = telemetry.encode();
         let pages = [
             include_str!("../../docs/runbooks/alerts.yaml"),

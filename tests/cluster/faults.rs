@@ -19,50 +19,10 @@ use testbed::{Audit, ClusterOptions, User};
 use crate::{
     proxy::{Call, Fault, Proxy},
     support::{Installed, Store},
+    team::{alice, bob, given},
 };
 
 const NAMESPACE: &str = "shop";
-
-fn alice() -> User {
-    User::new("alice", ["shop-team"])
-}
-
-fn bob() -> User {
-    User::new("bob", ["sre"])
-}
-
-/// alice runs the namespace, bob may approve.
-async fn people(installed: &Installed) -> Result<()> {
-    let manifest = r#"
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: team, namespace: shop}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}
-subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: alice}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: approves}
-rules: [{apiGroups: [backstep.dev], resources: [approvalstages], resourceNames: ["default:approval"], verbs: [approve]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: approves}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: approves}
-subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: bob}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: decides}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: backstep-approver}
-subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: bob}]
-"#;
-    installed.given(manifest).await
-}
 
 fn config_map(name: &str, data: &Value) -> String {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": NAMESPACE}, "data": data})
@@ -238,7 +198,7 @@ async fn an_operator_killed_at_every_write_reaches_the_same_state_and_writes_not
         ..ClusterOptions::named("faults-kill")
     };
     let mut installed = Installed::start_with(options, Store::Directory, &[]).await?;
-    people(&installed).await?;
+    given(&installed, NAMESPACE).await?;
     good_release(&installed).await?;
     let good = state(&installed).await?;
     installed.snapshot(NAMESPACE, "good", &json!({})).await?;
@@ -327,7 +287,7 @@ fn differences(left: &BTreeMap<String, Value>, right: &BTreeMap<String, Value>) 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_tenth_of_all_calls_failing_rollbacks_end_correctly_or_say_why() -> Result<()> {
     let mut installed = Installed::start("faults-tenth", Store::Directory).await?;
-    people(&installed).await?;
+    given(&installed, NAMESPACE).await?;
     good_release(&installed).await?;
     let good = state(&installed).await?;
     installed.snapshot(NAMESPACE, "good", &json!({})).await?;

@@ -14,4 +14,6 @@ mod plans;
 mod proxy;
 mod snapshots;
 mod support;
+mod tampering;
+mod team;
 mod verify;

@@ -81,7 +81,9 @@ async fn ended(installed: &Installed, name: &str) -> Result<Value> {
     let ended = wait_until(PATIENCE, &format!("rollbackrequest {name} to end"), async || {
         let status = serde_json::to_value(api.get(name).await.map_err(|e| e.to_string())?.status).unwrap_or_default();
         match status["phase"].as_str() {
-            None | Some("Pending" | "Planning" | "AwaitingApproval" | "Executing" | "Verifying") => Err(status.to_string()),
+            None | Some("Pending" | "Planning" | "AwaitingApproval" | "Executing" | "Verifying") => {
+                Err(status.to_string())
+            }
             Some(_) => Ok(Some(status)),
         }
     })
@@ -89,7 +91,13 @@ async fn ended(installed: &Installed, name: &str) -> Result<Value> {
     ended.with_context(|| installed.log())
 }
 
-async fn planned(installed: &Installed, user: &User, name: &str, target: &Value, verify: Option<&Value>) -> Result<Value> {
+async fn planned(
+    installed: &Installed,
+    user: &User,
+    name: &str,
+    target: &Value,
+    verify: Option<&Value>,
+) -> Result<Value> {
     let mut spec = json!({"dryRun": true, "target": target});
     if let Some(verify) = verify {
         spec["verify"] = verify.clone();
@@ -100,13 +108,19 @@ async fn planned(installed: &Installed, user: &User, name: &str, target: &Value,
 
 fn said(status: &Value) -> String {
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-    let ready = conditions.iter().find(|c| c["type"] == "Ready").cloned().unwrap_or_default();
+    let ready = conditions
+        .iter()
+        .find(|c| c["type"] == "Ready")
+        .cloned()
+        .unwrap_or_default();
     let text = |field: &str| ready[field].as_str().unwrap_or_default().to_owned();
     format!("{} {}", text("reason"), text("message"))
 }
 
 async fn items(installed: &Installed, status: &Value) -> Result<Vec<Value>> {
-    let name = status["plan"]["name"].as_str().with_context(|| format!("a plan in {status}"))?;
+    let name = status["plan"]["name"]
+        .as_str()
+        .with_context(|| format!("a plan in {status}"))?;
     let arguments = ["get", "rollbackplan", name, "-n", "shop", "-o", "json"];
     let plan: Value = serde_json::from_str(&kubectl(installed, &arguments).await?)?;
     Ok(plan["spec"]["items"].as_array().cloned().unwrap_or_default())
@@ -135,27 +149,86 @@ async fn a_job_that_was_under_way_comes_back_and_a_finished_one_does_not_run_aga
     for (name, keeps_running) in [("running", true), ("finished", false)] {
         installed.given(&job(name, keeps_running).to_string()).await?;
     }
-    kubectl(&installed, &["wait", "job/finished", "-n", "shop", "--for=condition=complete", "--timeout=60s"]).await?;
+    kubectl(
+        &installed,
+        &[
+            "wait",
+            "job/finished",
+            "-n",
+            "shop",
+            "--for=condition=complete",
+            "--timeout=60s",
+        ],
+    )
+    .await?;
     wait_until(PATIENCE, "the other Job to run", async || {
-        let active = kubectl(&installed, &["get", "job", "running", "-n", "shop", "-o", "jsonpath={.status.active}"]).await?;
-        if active == "1" { Ok(Some(())) } else { bail!("active: {active:?}") }
+        let active = kubectl(
+            &installed,
+            &["get", "job", "running", "-n", "shop", "-o", "jsonpath={.status.active}"],
+        )
+        .await?;
+        if active == "1" {
+            Ok(Some(()))
+        } else {
+            bail!("active: {active:?}")
+        }
     })
     .await?;
     installed.snapshot("shop", "first", &json!({})).await?;
     // The second one is built upon the first: what did not change is not read again, and says the same.
     let second = installed.snapshot("shop", "second", &json!({})).await?;
-    ensure!(second.status.as_ref().and_then(|s| s.version) == Some(2), "{:?}", second.status);
-    kubectl(&installed, &["delete", "job", "running", "finished", "-n", "shop", "--wait=true", "--cascade=foreground"]).await?;
+    ensure!(
+        second.status.as_ref().and_then(|s| s.version) == Some(2),
+        "{:?}",
+        second.status
+    );
+    kubectl(
+        &installed,
+        &[
+            "delete",
+            "job",
+            "running",
+            "finished",
+            "-n",
+            "shop",
+            "--wait=true",
+            "--cascade=foreground",
+        ],
+    )
+    .await?;
 
     for snapshot in ["first", "second"] {
-        let status = planned(&installed, &alice(), &format!("to-{snapshot}"), &json!({"snapshot": snapshot}), None).await?;
+        let status = planned(
+            &installed,
+            &alice(),
+            &format!("to-{snapshot}"),
+            &json!({"snapshot": snapshot}),
+            None,
+        )
+        .await?;
         let items = items(&installed, &status).await?;
         let of = |name: &str| {
-            let item = items.iter().find(|i| i["object"]["kind"] == "Job" && i["object"]["name"] == name);
-            item.map(|i| format!("{} {}", i["action"].as_str().unwrap_or_default(), i["reason"].as_str().unwrap_or_default()))
+            let item = items
+                .iter()
+                .find(|i| i["object"]["kind"] == "Job" && i["object"]["name"] == name);
+            item.map(|i| {
+                format!(
+                    "{} {}",
+                    i["action"].as_str().unwrap_or_default(),
+                    i["reason"].as_str().unwrap_or_default()
+                )
+            })
         };
-        ensure!(of("running").as_deref() == Some("Create "), "{snapshot}: {:?} of {items:#?}", of("running"));
-        ensure!(of("finished").as_deref() == Some("Skip FinishedJob"), "{snapshot}: {:?} of {items:#?}", of("finished"));
+        ensure!(
+            of("running").as_deref() == Some("Create "),
+            "{snapshot}: {:?} of {items:#?}",
+            of("running")
+        );
+        ensure!(
+            of("finished").as_deref() == Some("Skip FinishedJob"),
+            "{snapshot}: {:?} of {items:#?}",
+            of("finished")
+        );
     }
     installed.cluster.stop().await
 }
@@ -167,7 +240,10 @@ async fn a_snapshot_that_a_rollback_under_way_needs_neither_expires_nor_loses_it
     let needed = installed.snapshot("shop", "needed", &json!({"ttl": "3s"})).await?;
     let deleted = installed.snapshot("shop", "deleted", &json!({})).await?;
     // Requests that wait, and have resolved their target; only the operator may write that.
-    let operator = installed.cluster.service_account_client(OPERATOR_NAMESPACE, "backstep").await?;
+    let operator = installed
+        .cluster
+        .service_account_client(OPERATOR_NAMESPACE, "backstep")
+        .await?;
     let as_operator: Api<RollbackRequest> = Api::namespaced(operator, "shop");
     for (request, name, snapshot) in [("waits", "needed", &needed), ("waits-too", "deleted", &deleted)] {
         let spec = json!({"dryRun": true, "target": {"snapshot": name}, "suspend": true});
@@ -176,14 +252,18 @@ async fn a_snapshot_that_a_rollback_under_way_needs_neither_expires_nor_loses_it
         let patch = json!({"status": {"phase": "Planning", "resolved": {
             "name": name, "uid": snapshot.metadata.uid, "version": status.version, "digest": status.digest,
         }}});
-        as_operator.patch_status(request, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        as_operator
+            .patch_status(request, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
     }
     // Taken later with a shorter life: once it is gone, the other's time was over as well.
     installed.snapshot("shop", "sibling", &json!({"ttl": "1s"})).await?;
     installed.snapshot("shop", "free", &json!({})).await?;
     installed.snapshot("shop", "last", &json!({})).await?;
     let api: Api<Snapshot> = Api::namespaced(installed.admin().await?, "shop");
-    phase(&api, "sibling", "Expired").await.with_context(|| installed.log())?;
+    phase(&api, "sibling", "Expired")
+        .await
+        .with_context(|| installed.log())?;
     let held = api.get("needed").await?.status.context("a status")?;
     ensure!(format!("{:?}", held.phase) == "Some(Ready)", "{:?}", held.phase);
 
@@ -194,7 +274,11 @@ async fn a_snapshot_that_a_rollback_under_way_needs_neither_expires_nor_loses_it
     }
     wait_until(PATIENCE, "the contents that nobody needs to be let go", async || {
         let now = stored(&installed).await?;
-        if now < before { Ok(Some(())) } else { bail!("{now} of {before} are stored") }
+        if now < before {
+            Ok(Some(()))
+        } else {
+            bail!("{now} of {before} are stored")
+        }
     })
     .await?;
     let requests = requests(&installed).await?;
@@ -205,14 +289,18 @@ async fn a_snapshot_that_a_rollback_under_way_needs_neither_expires_nor_loses_it
 
     let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
     requests.patch("waits", &PatchParams::default(), &cancel).await?;
-    phase(&api, "needed", "Expired").await.with_context(|| installed.log())?;
+    phase(&api, "needed", "Expired")
+        .await
+        .with_context(|| installed.log())?;
     installed.cluster.stop().await
 }
 
 /// Snapshots whose contents are stored.
 async fn stored(installed: &Installed) -> Result<u64> {
     let metrics = crate::snapshots::get(&installed.operator()?.admin().await?, "/metrics")?;
-    let line = metrics.lines().find_map(|line| line.strip_prefix("backstep_repository_snapshots "));
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("backstep_repository_snapshots "));
     Ok(line.context("the metric")?.trim().parse()?)
 }
 
@@ -220,7 +308,11 @@ async fn phase(api: &Api<Snapshot>, name: &str, wanted: &str) -> Result<()> {
     wait_until(PATIENCE, &format!("snapshot {name} to be {wanted}"), async || {
         let status = api.get(name).await.map_err(|e| e.to_string())?.status;
         let phase = status.as_ref().and_then(|s| s.phase).map(|p| format!("{p:?}"));
-        if phase.as_deref() == Some(wanted) { Ok(Some(())) } else { Err(format!("{status:?}")) }
+        if phase.as_deref() == Some(wanted) {
+            Ok(Some(()))
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await
 }
@@ -229,10 +321,14 @@ async fn phase(api: &Api<Snapshot>, name: &str, wanted: &str) -> Result<()> {
 async fn a_target_by_version_tag_time_and_lineage_means_the_snapshot_that_it_says() -> Result<()> {
     let installed = Installed::start("verifytarget", Store::Directory).await?;
     shop(&installed).await?;
-    let one = installed.snapshot("shop", "one", &json!({"lineage": "shop", "tags": ["stable"]})).await?;
+    let one = installed
+        .snapshot("shop", "one", &json!({"lineage": "shop", "tags": ["stable"]}))
+        .await?;
     mode(&installed, "v2").await?;
     let two = installed.snapshot("shop", "two", &json!({"lineage": "shop"})).await?;
-    installed.snapshot("shop", "other", &json!({"tags": ["stable"]})).await?;
+    installed
+        .snapshot("shop", "other", &json!({"tags": ["stable"]}))
+        .await?;
     let started = |snapshot: &Snapshot| snapshot.status.as_ref().and_then(|s| s.started_at.clone()).map(|t| t.0);
     let (first, second) = (started(&one).context("a start")?, started(&two).context("a start")?);
     ensure!(first < second || first == second, "{first} {second}");
@@ -258,17 +354,40 @@ async fn a_target_by_version_tag_time_and_lineage_means_the_snapshot_that_it_say
     }
     // Live is no version any more: the newest is the one to go back to.
     mode(&installed, "v3").await?;
-    let status = planned(&installed, &alice(), "previous-of-nothing", &lineage(json!({"previous": true})), None).await?;
+    let status = planned(
+        &installed,
+        &alice(),
+        "previous-of-nothing",
+        &lineage(json!({"previous": true})),
+        None,
+    )
+    .await?;
     ensure!(status["resolved"]["name"] == "two", "{status:#}");
 
-    kubectl(&installed, &["label", "snapshot", "two", "-n", "shop", "tag.backstep.dev/stable="]).await?;
+    kubectl(
+        &installed,
+        &["label", "snapshot", "two", "-n", "shop", "tag.backstep.dev/stable="],
+    )
+    .await?;
     for (name, target, reason) in [
         ("ambiguous", lineage(json!({"tag": "stable"})), "TargetAmbiguous"),
-        ("before-all", lineage(json!({"asOf": "2001-01-01T00:00:00Z"})), "TargetNotFound"),
-        ("no-lineage", json!({"lineage": "nowhere", "previous": true}), "TargetNotFound"),
+        (
+            "before-all",
+            lineage(json!({"asOf": "2001-01-01T00:00:00Z"})),
+            "TargetNotFound",
+        ),
+        (
+            "no-lineage",
+            json!({"lineage": "nowhere", "previous": true}),
+            "TargetNotFound",
+        ),
     ] {
         let status = planned(&installed, &alice(), name, &target, None).await?;
-        ensure!(status["phase"] == "Failed" && said(&status).starts_with(reason), "{name}: {}", said(&status));
+        ensure!(
+            status["phase"] == "Failed" && said(&status).starts_with(reason),
+            "{name}: {}",
+            said(&status)
+        );
     }
     installed.cluster.stop().await
 }
@@ -293,7 +412,13 @@ async fn tests_that_cannot_work_or_read_what_the_requester_may_not_are_refused_w
         {"name": "kind", "objectExists": {"group": "example.com", "kind": "Widget", "name": "a"}},
     ]});
     let status = planned(&installed, &alice(), "broken", &good, Some(&broken)).await?;
-    for part in ["PreflightFailed", "test mode", "`data`", "test kind", "does not serve Widget.example.com"] {
+    for part in [
+        "PreflightFailed",
+        "test mode",
+        "`data`",
+        "test kind",
+        "does not serve Widget.example.com",
+    ] {
         ensure!(said(&status).contains(part), "{part} is missing in {}", said(&status));
     }
     let status = planned(&installed, &mallory(), "foreign", &good, Some(&works)).await?;

@@ -26,11 +26,32 @@ static EVALUATIONS: Semaphore = Semaphore::const_new(4);
 
 /// Types that may be named.
 const TYPES: [&str; 10] = [
-    "bool", "bytes", "double", "dyn", "int", "list", "map", "null_type", "string", "uint",
+    "bool",
+    "bytes",
+    "double",
+    "dyn",
+    "int",
+    "list",
+    "map",
+    "null_type",
+    "string",
+    "uint",
 ];
 /// Functions that the interpreter knows; operators start with another character.
 const FUNCTIONS: [&str; 13] = [
-    "bool", "bytes", "contains", "double", "dyn", "endsWith", "int", "matches", "max", "min", "size", "startsWith", "string",
+    "bool",
+    "bytes",
+    "contains",
+    "double",
+    "dyn",
+    "endsWith",
+    "int",
+    "matches",
+    "max",
+    "min",
+    "size",
+    "startsWith",
+    "string",
 ];
 const MORE_FUNCTIONS: [&str; 2] = ["type", "uint"];
 
@@ -78,9 +99,7 @@ pub(super) async fn evaluate(text: String, object: Json, deadline: Duration) -> 
         .unwrap_or_else(|_| Answer::Unknown(format!("the expression was not evaluated within {deadline:?}")))
 }
 
-fn thread<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<std::thread::JoinHandle<T>, String> {
+fn thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<std::thread::JoinHandle<T>, String> {
     std::thread::Builder::new()
         .name("cel".into())
         .stack_size(STACK)
@@ -185,12 +204,8 @@ fn check(expression: &IdedExpr) -> Result<(), String> {
                 scope.truncate(outer);
                 return Ok(());
             }
-            Expr::Unspecified
-            | Expr::List(_)
-            | Expr::Literal(_)
-            | Expr::Map(_)
-            | Expr::Select(_)
-            | Expr::Struct(_) => {}
+            Expr::Unspecified | Expr::List(_) | Expr::Literal(_) | Expr::Map(_) | Expr::Select(_) | Expr::Struct(_) => {
+            }
         }
         children(node).into_iter().try_for_each(|node| walk(node, scope))
     }

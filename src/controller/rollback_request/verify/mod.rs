@@ -159,7 +159,9 @@ fn expected(check: &VerifyCheck) -> String {
         VerifyCheck::ObjectExists(object) => format!("{} exists", display(object)),
         VerifyCheck::ObjectMatches(test) => format!("{}: {}", display(&test.object), test.expression),
         VerifyCheck::RolloutStatus(test) => format!("the rollout of {} is complete", test.workloads.join(", ")),
-        VerifyCheck::SnapshotMatches(test) if test.except_kept => "equal to the snapshot but for what the plan lists".into(),
+        VerifyCheck::SnapshotMatches(test) if test.except_kept => {
+            "equal to the snapshot but for what the plan lists".into()
+        }
         VerifyCheck::SnapshotMatches(_) => "equal to the snapshot".into(),
         other => format!("{} passes", unavailable(other)),
     }
@@ -256,7 +258,10 @@ impl Look<'_> {
 }
 
 fn not_served(id: &ObjectId) -> String {
-    format!("the server does not serve {} in namespaces, or Backstep never reads it", kind_of(id))
+    format!(
+        "the server does not serve {} in namespaces, or Backstep never reads it",
+        kind_of(id)
+    )
 }
 
 fn kind_of(id: &ObjectId) -> String {
@@ -314,7 +319,9 @@ pub(super) fn check(spec: &Verify) -> Vec<String> {
     }
     for test in &spec.tests {
         let problem = match &test.check {
-            VerifyCheck::ObjectMatches(matches) if matches.object.group.is_empty() && matches.object.kind == "Secret" => {
+            VerifyCheck::ObjectMatches(matches)
+                if matches.object.group.is_empty() && matches.object.kind == "Secret" =>
+            {
                 Some("objectMatches does not read Secrets; use objectExists".into())
             }
             VerifyCheck::ObjectMatches(matches) => expression::problem(&matches.expression),
@@ -322,7 +329,9 @@ pub(super) fn check(spec: &Verify) -> Vec<String> {
                 .workloads
                 .iter()
                 .find(|workload| rollout_status::workload(workload).is_none())
-                .map(|workload| format!("`{workload}` is no Deployment, StatefulSet or DaemonSet; write Deployment/web")),
+                .map(|workload| {
+                    format!("`{workload}` is no Deployment, StatefulSet or DaemonSet; write Deployment/web")
+                }),
             VerifyCheck::ObjectExists(_) | VerifyCheck::SnapshotMatches(_) => None,
             other => Some(format!("{} tests are not run yet; remove the test", unavailable(other))),
         };
@@ -352,9 +361,11 @@ pub(super) async fn rights(
         let reads = match &test.check {
             VerifyCheck::ObjectExists(object) => vec![id_of(object)],
             VerifyCheck::ObjectMatches(test) => vec![id_of(&test.object)],
-            VerifyCheck::RolloutStatus(test) => {
-                test.workloads.iter().filter_map(|workload| rollout_status::workload(workload)).collect()
-            }
+            VerifyCheck::RolloutStatus(test) => test
+                .workloads
+                .iter()
+                .filter_map(|workload| rollout_status::workload(workload))
+                .collect(),
             VerifyCheck::SnapshotMatches(_) => {
                 questions.insert(get(names::GROUP, "snapshots", &resolved.name));
                 continue;

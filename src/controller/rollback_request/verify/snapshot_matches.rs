@@ -28,7 +28,11 @@ use crate::{
 
 pub(super) async fn look(look: &Look<'_>, test: &SnapshotMatches) -> Seen {
     let nothing = BTreeSet::new();
-    let excepted = if test.except_kept { look.subject.excepted } else { &nothing };
+    let excepted = if test.except_kept {
+        look.subject.excepted
+    } else {
+        &nothing
+    };
     match compare(look, excepted).await {
         Ok(differences) if differences.is_empty() => Seen::passed(differences.to_string()),
         Ok(differences) => Seen::failed(differences.to_string()),
@@ -43,7 +47,10 @@ async fn compare(look: &Look<'_>, excepted: &BTreeSet<ObjectId>) -> Result<Diffe
         .repository()
         .map_err(|(message, _)| Failure::new(Class::Transient, reasons::STORE_UNAVAILABLE, message))?;
     let resolved = look.subject.resolved;
-    let manifest = repository.manifest(&resolved.uid).await.map_err(|e| store_failure(&e))?;
+    let manifest = repository
+        .manifest(&resolved.uid)
+        .await
+        .map_err(|e| store_failure(&e))?;
     if manifest.record().digest.to_string() != resolved.digest {
         let message = "the stored contents of the target have another digest than its status";
         return Err(Failure::new(Class::Corrupt, reasons::CORRUPT, message));
@@ -55,8 +62,13 @@ async fn compare(look: &Look<'_>, excepted: &BTreeSet<ObjectId>) -> Result<Diffe
         target.insert(ObjectId::new(&kind.group, &kind.kind, &entry.name), entry.content);
     }
     let capture = extras.capture.clone().unwrap_or_default();
-    let selection = Selection::compile(&capture)
-        .map_err(|e| Failure::new(Class::Invalid, reasons::INVALID_SPEC, format!("the snapshot's selection: {e}")))?;
+    let selection = Selection::compile(&capture).map_err(|e| {
+        Failure::new(
+            Class::Invalid,
+            reasons::INVALID_SPEC,
+            format!("the snapshot's selection: {e}"),
+        )
+    })?;
     let key = if capture.secrets == Some(SecretsMode::Fingerprint) {
         let key = cluster::key::installation_key(&context.client, &context.options.namespace).await?;
         Some(FingerprintKey::new(key))
