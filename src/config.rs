@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::telemetry::logs;
+use crate::{api::names, cluster::guard::expected::Installation, telemetry::logs};
 
 /// `backstep run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -14,10 +14,10 @@ pub struct RunOptions {
     #[arg(long)]
     pub context: Option<String>,
     /// Namespace of the operator: its Lease and the in-cluster store
-    #[arg(long, env = "POD_NAMESPACE", default_value = crate::api::names::DEFAULT_NAMESPACE)]
+    #[arg(long, env = "POD_NAMESPACE", default_value = names::DEFAULT_NAMESPACE)]
     pub namespace: String,
     /// Name of the operator's own `ServiceAccount`, as the admission policies name it
-    #[arg(long, default_value = crate::api::names::OPERATOR)]
+    #[arg(long, default_value = names::OPERATOR)]
     pub service_account: String,
     /// Where contents live: `secrets` (in the operator's namespace) or `file:///absolute/path`
     #[arg(long, default_value = "secrets")]
@@ -46,6 +46,18 @@ pub struct RunOptions {
     /// Finished `RollbackRequests` that stay in a namespace; older ones are in the repository's records
     #[arg(long, default_value_t = 100, value_parser = history_limit)]
     pub history_limit: usize,
+    /// How long after a change of CRDs or admission policies nobody is asked for approval: until every API server knows them
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    pub guard_settle: Duration,
+    /// What happens while mutating webhooks or policies of others see decisions
+    #[arg(long, value_enum, default_value = "warn")]
+    pub foreign_mutators: ForeignMutators,
+    /// User names of the controllers that collect garbage and delete namespaces, as the admission policies name them
+    #[arg(long, value_delimiter = ',', default_values = names::SYSTEM_CONTROLLERS)]
+    pub system_controllers: Vec<String>,
+    /// Whether the admission policy that refuses decisions under plain impersonation must be there
+    #[arg(long)]
+    pub require_credential_id: bool,
     /// Log format
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: logs::Format,
@@ -55,6 +67,27 @@ pub struct RunOptions {
     /// Unique name of this process in the leader Lease
     #[arg(long, env = "POD_NAME")]
     pub identity: Option<String>,
+}
+
+/// What happens while mutators of others see decisions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ForeignMutators {
+    /// They are counted and logged.
+    Warn,
+    /// The guard is unhealthy: nothing counts and nothing runs.
+    Block,
+}
+
+impl RunOptions {
+    /// Who is who, as the admission policies name them.
+    pub fn installation(&self) -> Installation {
+        Installation {
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+            system_controllers: self.system_controllers.clone(),
+            require_credential_id: self.require_credential_id,
+        }
+    }
 }
 
 /// A Kubernetes quantity of bytes: digits with `Ki`, `Mi`, `Gi`, `Ti`, `k`, `M`, `G`, `T` or none.

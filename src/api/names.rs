@@ -24,3 +24,9 @@ pub const DEFAULT_NAMESPACE: &str = "backstep-system";
 pub const STORE_CONFIG_MAP: &str = "backstep-store";
 /// Name of the operator's built-in store among the stores of a namespace; its Secrets carry it.
 pub const BUILT_IN_STORE: &str = "default";
+/// User names that standard clusters collect garbage and delete namespaces under; the chart's `systemControllers`.
+pub const SYSTEM_CONTROLLERS: [&str; 3] = [
+    "system:serviceaccount:kube-system:generic-garbage-collector",
+    "system:serviceaccount:kube-system:namespace-controller",
+    "system:kube-controller-manager",
+];

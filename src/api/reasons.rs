@@ -76,6 +76,34 @@ pub const NOT_PULLABLE_DIGEST: &str = "NotPullableDigest";
 pub const NO_MATCHING_POLICY: &str = "NoMatchingPolicy";
 /// Policy: it can never be met.
 pub const UNSATISFIABLE: &str = "Unsatisfiable";
+/// Approval: people still have to decide; the message says who, and how.
+pub const AWAITING_APPROVAL: &str = "AwaitingApproval";
+/// Approval: everybody who must has approved; the message says until when it may be used.
+pub const APPROVED: &str = "Approved";
+/// Approval: somebody rejected it; final.
+pub const REJECTED: &str = "Rejected";
+/// Approval: taken back before it was used; final.
+pub const REVOKED: &str = "Revoked";
+/// Approval: plan, policy or guard changed; it is asked for again.
+pub const SUPERSEDED: &str = "Superseded";
+/// Approval: one execution used it; final.
+pub const CONSUMED: &str = "Consumed";
+/// Approval: runs before it is approved, and is reviewed afterwards.
+pub const BREAK_GLASS: &str = "BreakGlass";
+/// Approval: ran without approval; others must acknowledge it.
+pub const AWAITING_REVIEW: &str = "AwaitingReview";
+/// Approval: ran without approval, and others acknowledged it; final.
+pub const REVIEWED: &str = "Reviewed";
+/// Approval: ran without approval, and nobody has acknowledged it in time.
+pub const REVIEW_OVERDUE: &str = "ReviewOverdue";
+/// Approval: a decision does not count; the message says why.
+pub const NOT_COUNTED: &str = "NotCounted";
+/// Approval: more decisions than an `ApprovalRequest` records; nothing is approved from them.
+pub const TOO_MANY_DECISIONS: &str = "TooManyDecisions";
+/// Approval: the policy's limit of requests is reached; the message names it.
+pub const LIMIT_REACHED: &str = "LimitReached";
+/// Policy: its stages can be met, and its times can be read.
+pub const SATISFIABLE: &str = "Satisfiable";
 
 /// Rollback: the target names no Snapshot, version, tag or time that there is.
 pub const TARGET_NOT_FOUND: &str = "TargetNotFound";
@@ -97,23 +125,15 @@ pub const GITOPS_MANAGED: &str = "GitOpsManaged";
 pub const SUSPENDED: &str = "Suspended";
 /// Rollback: withdrawn.
 pub const CANCELLED: &str = "Cancelled";
-/// Rollback: waits for the decisions of approvers; the message says whose.
-pub const AWAITING_APPROVAL: &str = "AwaitingApproval";
 /// Rollback: approved; being executed.
 pub const EXECUTING: &str = "Executing";
 /// Rollback: written; its tests are run.
 pub const VERIFYING: &str = "Verifying";
 /// Rollback: the target is reached and proven.
 pub const COMPLETED: &str = "Completed";
-/// Rollback: an approver said no, or took a yes back.
-pub const REJECTED: &str = "Rejected";
 /// Rollback: a window or freeze of the policy holds it, or `notBefore`.
 pub const HELD: &str = "Held";
 /// Rollback: a live object is not as it was when the plan was approved; the message names it.
 pub const DRIFT: &str = "Drift";
 /// Rollback: it ran before, under this name and spec or this `requestId`.
 pub const ALREADY_EXECUTED: &str = "AlreadyExecuted";
-/// Approval: every stage has its quorum.
-pub const APPROVED: &str = "Approved";
-/// Approval: plan, policy or guard changed, so it is void.
-pub const SUPERSEDED: &str = "Superseded";

@@ -15,7 +15,7 @@ pub struct Question {
     pub group: String,
     /// Plural resource name.
     pub resource: String,
-    /// Namespace.
+    /// Namespace; empty asks cluster-wide, which a right in one namespace does not answer.
     pub namespace: String,
     /// One object; absent asks for all of them.
     pub name: Option<String>,
@@ -30,12 +30,20 @@ impl std::fmt::Display for Question {
         if let Some(name) = &self.name {
             write!(f, "/{name}")?;
         }
+        if self.namespace.is_empty() {
+            return f.write_str(" everywhere");
+        }
         write!(f, " in {}", self.namespace)
     }
 }
 
 /// Whether `who` may do what is asked. An authorizer's error is "no".
 pub async fn allowed(client: &Client, who: &Identity, question: &Question) -> Result<bool> {
+    Ok(may(client, who, question).await? == Some(true))
+}
+
+/// The same; `None` where an authorizer could not tell, which is neither yes nor no.
+pub async fn may(client: &Client, who: &Identity, question: &Question) -> Result<Option<bool>> {
     let api: Api<SubjectAccessReview> = Api::all(client.clone());
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
@@ -57,7 +65,8 @@ pub async fn allowed(client: &Client, who: &Identity, question: &Question) -> Re
     let params = PostParams::default();
     let what = format!("review {question}");
     let reviewed = call::repeat(&what, call::DEADLINE, || api.create(&params, &review)).await?;
-    Ok(reviewed
-        .status
-        .is_some_and(|status| status.allowed && status.denied != Some(true)))
+    Ok(reviewed.status.and_then(|status| {
+        let allowed = status.allowed && status.denied != Some(true);
+        (allowed || status.evaluation_error.is_none()).then_some(allowed)
+    }))
 }

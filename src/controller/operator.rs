@@ -1,12 +1,14 @@
 //! The operator process: waits for what must be in place, leads, works, and stops in order.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{pin::pin, process::ExitCode, sync::Arc, time::Duration};
 
+use futures::{FutureExt as _, StreamExt as _};
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    approval_policy, approval_request,
     context::Context,
     rollback_request,
     snapshot::{self, queue::Captures},
@@ -29,6 +31,8 @@ use crate::{
 /// How often the guard is looked at.
 const GUARD_EVERY: Duration = Duration::from_secs(30);
 const GUARD_EVERY_WHILE_MISSING: Duration = Duration::from_secs(1);
+/// How long changes of the guard are gathered.
+const GUARD_BURST: Duration = Duration::from_millis(200);
 /// How long a capture under way may still take at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
 const LEASE_DURATION: Duration = Duration::from_secs(15);
@@ -147,6 +151,8 @@ async fn lead(
     let maintenance = tokio::spawn(snapshot::maintenance::run(Arc::clone(&context), stop.clone()));
     tokio::join!(
         snapshot::run(Arc::clone(&context), ended, stop.clone()),
+        approval_policy::run(Arc::clone(&context), stop.clone()),
+        approval_request::run(Arc::clone(&context), stop.clone()),
         rollback_request::run(context, stop)
     );
     opening.abort();
@@ -171,27 +177,24 @@ async fn wait_for_guard(context: &Context) {
     }
 }
 
-/// Keeps the guard's state and `/readyz` up to date.
+/// Keeps the guard's state and `/readyz` up to date: at intervals, and whenever something of the guard changes.
 async fn watch_guard(context: Arc<Context>, readiness: Readiness) {
-    context.guard.set(vec!["the guard has not been looked at yet".into()]);
+    let mut changes = pin!(guard::changes(&context.client));
+    readiness.set(context.guard.missing());
     loop {
-        let missing = match guard::missing(&context.client).await {
-            Ok(missing) => missing,
-            // Not known is never "in place".
-            Err(error) => vec![format!("the guard cannot be looked at: {error}")],
-        };
-        let healthy = missing.is_empty();
-        context.metrics.guard_healthy.set(i64::from(healthy));
-        readiness.set(missing.clone());
-        if context.guard.set(missing) && healthy {
-            tracing::info!("CRDs and admission policies are in place");
-        }
-        tokio::time::sleep(if healthy {
+        let missing = context.look_at_guard().await.missing;
+        let every = if missing.is_empty() {
             GUARD_EVERY
         } else {
             GUARD_EVERY_WHILE_MISSING
-        })
-        .await;
+        };
+        readiness.set(missing);
+        // A burst of changes is one.
+        tokio::time::sleep(GUARD_BURST).await;
+        if let Ok(None) = tokio::time::timeout(every, changes.next()).await {
+            tokio::time::sleep(every).await;
+        }
+        while changes.next().now_or_never().flatten().is_some() {}
     }
 }
 

@@ -1,5 +1,7 @@
-//! Everything in the repository that is written by a program: CRDs, the chart's copies of them, the reference pages.
+//! Everything in the repository that is written by a program: CRDs, the chart's copies of them, the reference pages, and the
+//! policies that the operator compares the cluster's with.
 
+mod policies;
 mod reference;
 
 use std::{
@@ -23,6 +25,14 @@ pub enum Error {
         /// The file.
         path: String,
         /// What the writer says.
+        reason: String,
+    },
+    /// A template of the chart holds something that cannot be filled in without Helm.
+    #[error("{path}: {reason}")]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// What cannot be filled in.
         reason: String,
     },
     /// A file cannot be read or written.
@@ -73,6 +83,7 @@ pub fn documents(root: &Path) -> Result<Vec<Document>, Error> {
         });
         documents.push(reference::page(root, &crd)?);
     }
+    documents.push(policies::compiled_in(root)?);
     documents.push(reference::reasons());
     documents.extend(reference::command_lines());
     Ok(documents)

@@ -16,7 +16,7 @@ use crate::api::{reasons, rollback_request::RollbackPhase, verify::VerifyOutcome
 /// Label of outcomes.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct Outcome {
-    /// `ready`, `failed`.
+    /// `ready`, `failed`; of approvals their phase, e.g. `approved`.
     pub outcome: &'static str,
 }
 
@@ -129,6 +129,16 @@ pub struct Metrics {
     pub reconcile_errors: Family<ReconcileError, Counter>,
     /// 1 while CRDs and admission policies are in place.
     pub guard_healthy: Gauge,
+    /// Mutating webhooks and policies of others that see decisions.
+    pub guard_foreign_mutators: Gauge,
+    /// `ApprovalRequests` that wait for decisions.
+    pub approvals_pending: Gauge,
+    /// Seconds from the creation of an `ApprovalRequest` to its approval.
+    pub approval_seconds: Histogram,
+    /// `ApprovalRequests` that moved on, by where to.
+    pub approvals: Family<Outcome, Counter>,
+    /// Executions without approval that nobody acknowledged in time.
+    pub reviews_overdue: Gauge,
     /// 1 while this process is the leader.
     pub leader: Gauge,
 }
@@ -160,6 +170,11 @@ impl Telemetry {
             verifications: Family::default(),
             reconcile_errors: Family::default(),
             guard_healthy: Gauge::default(),
+            guard_foreign_mutators: Gauge::default(),
+            approvals_pending: Gauge::default(),
+            approval_seconds: Histogram::new(exponential_buckets(1.0, 3.0, 12)),
+            approvals: Family::default(),
+            reviews_overdue: Gauge::default(),
             leader: Gauge::default(),
         };
         registry.register("snapshots", "Snapshots finished, by outcome", metrics.snapshots.clone());
@@ -227,6 +242,32 @@ impl Telemetry {
             "guard_healthy",
             "1 while CRDs and admission policies are in place",
             metrics.guard_healthy.clone(),
+        );
+        registry.register(
+            "guard_foreign_mutators",
+            "Mutating webhooks and policies of others that see decisions",
+            metrics.guard_foreign_mutators.clone(),
+        );
+        registry.register(
+            "approvals_pending",
+            "ApprovalRequests that wait for decisions",
+            metrics.approvals_pending.clone(),
+        );
+        registry.register_with_unit(
+            "approval_latency",
+            "From the creation of an ApprovalRequest to its approval",
+            Unit::Seconds,
+            metrics.approval_seconds.clone(),
+        );
+        registry.register(
+            "approvals",
+            "ApprovalRequests that moved on, by outcome",
+            metrics.approvals.clone(),
+        );
+        registry.register(
+            "reviews_overdue",
+            "Executions without approval that nobody acknowledged in time",
+            metrics.reviews_overdue.clone(),
         );
         registry.register("leader", "1 while this process leads", metrics.leader.clone());
         Self { metrics, registry }

@@ -149,7 +149,7 @@ impl Installed {
                 "--log-level",
                 "info,backstep=debug",
             ])
-            .args(["--store", &store, "--identity", identity])
+            .args(["--store", &store, "--identity", identity, "--guard-settle", "1s"])
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -107,7 +107,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
     let planned = planner.plans.progress(&uid);
     let executed = planner.executions.progress(&uid);
     let guard_missing = planner.context.guard.missing();
-    let approval = approval_of(&request, &planner.context).await?;
+    let (approval, objection) = approval_of(&request, &planner.context).await?;
     let facts = Facts {
         phase,
         deleting: request.metadata.deletion_timestamp.is_some(),
@@ -127,6 +127,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
             ApprovalFact::Is(phase) => Some(phase),
             ApprovalFact::None | ApprovalFact::Gone => None,
         },
+        objection,
         asked: None,
         ran: taken(&executed),
         report: planner.running().get(&uid).map(|running| running.report.read()),
@@ -180,7 +181,7 @@ impl Planner {
             }
             Step::Report => {
                 if let Some(running) = self.running().get(&request.uid().unwrap_or_default())
-                    && request.spec.cancel
+                    && (request.spec.cancel || seen.objection.is_some())
                 {
                     running.cancel.cancel();
                 }
@@ -263,10 +264,13 @@ impl Planner {
     }
 }
 
-/// What is known of the approval that the status names.
-async fn approval_of(request: &RollbackRequest, context: &Context) -> Result<ApprovalFact, cluster::Error> {
+/// What is known of the approval that the status names, and who objects to it by now.
+async fn approval_of(
+    request: &RollbackRequest,
+    context: &Context,
+) -> Result<(ApprovalFact, Option<String>), cluster::Error> {
     let Some(asked) = request.status.as_ref().and_then(|s| s.approval.as_ref()) else {
-        return Ok(ApprovalFact::None);
+        return Ok((ApprovalFact::None, None));
     };
     let namespace = request.namespace().unwrap_or_default();
     let api: Api<ApprovalRequest> = Api::namespaced(context.client.clone(), &namespace);
@@ -274,9 +278,11 @@ async fn approval_of(request: &RollbackRequest, context: &Context) -> Result<App
     let found = call::repeat(&what, call::DEADLINE, || api.get_opt(&asked.request)).await?;
     Ok(match found {
         Some(found) if Some(&found.spec.request_ref.uid) == request.uid().as_ref() => {
-            ApprovalFact::Is(found.status.and_then(|s| s.phase).unwrap_or_default())
+            let status = found.status.unwrap_or_default();
+            let objection = approval_request::objection(&status).map(ToOwned::to_owned);
+            (ApprovalFact::Is(status.phase.unwrap_or_default()), objection)
         }
-        Some(_) | None => ApprovalFact::Gone,
+        Some(_) | None => (ApprovalFact::Gone, None),
     })
 }
 

@@ -25,7 +25,10 @@ use crate::{
     },
     capture::{Catalog, Failure},
     cluster::{Class, clock, list},
-    controller::{approval_request, context::Context},
+    controller::{
+        approval_request::{self, Asking},
+        context::Context,
+    },
     domain::{
         approval::policy::{Chosen, NoRoute, Traits},
         object::{Digest, ObjectId, canonical},
@@ -182,10 +185,7 @@ pub(super) async fn from_live(
         );
         return Err(Failure::new(Class::Corrupt, reasons::CORRUPT, message));
     }
-    let extras: Extras = match manifest.extras().await.map_err(|e| super::store_failure(&e))? {
-        Some(value) => serde_json::from_value(value).unwrap_or_default(),
-        None => Extras::default(),
-    };
+    let extras = gather::extras(&manifest).await?;
     let namespace = request.namespace().unwrap_or_default();
     let sides = gather::sides(context, catalog, &repository, &manifest, &extras, &namespace).await?;
     let options = match aim {
@@ -208,13 +208,14 @@ pub(super) async fn from_live(
     let risk = rating(&drafted, record.created_at, &sides, &extras);
     let (route, policy) = match aim {
         Aim::Target => {
-            let subject = approval_request::PlanFacts {
+            let components = drafted.writes().map(|item| item.component).collect();
+            let asking = Asking {
                 risk: risk.level,
                 traits: Traits::of(&drafted),
-                components: drafted.writes().map(|item| item.component).collect(),
-                snapshot: resolved.name.clone(),
+                components: &components,
+                snapshot: resolved,
             };
-            let route = approval_request::choose(context, request, &subject).await?;
+            let route = approval_request::choose(context, request, &asking).await?;
             let policy = route.as_ref().ok().and_then(|chosen| chosen.policy.digest.parse().ok());
             (Some(route), policy)
         }

@@ -41,6 +41,8 @@ pub(super) struct Seen {
     pub planned: Option<Arc<PlanOutcome>>,
     /// The phase of the approval, as read just now.
     pub approval: Option<ApprovalPhase>,
+    /// Who objects to it: that ends an execution.
+    pub objection: Option<String>,
     /// What came of asking.
     pub asked: Option<std::result::Result<Asked, Failure>>,
     /// How far the execution is.
@@ -226,7 +228,7 @@ fn asking(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &Seen) 
     };
     describe(&mut next.status, written);
     match asked {
-        Ok(Asked::Made(approval)) => awaiting(next, request, written, approval),
+        Ok(Asked::There(approval)) => awaiting(next, request, written, approval),
         Ok(Asked::Settling { until }) => {
             let left = Duration::try_from(until.duration_since(clock::now())).unwrap_or_default();
             let message = format!("the guard settles until {until}; then approval is asked for");

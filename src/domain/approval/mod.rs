@@ -1,7 +1,9 @@
 //! Who may undo, and how we know: which policy applies ([`policy`]), which decisions count ([`tally`]), where an approval stands
 //! ([`state`]), and the one gate before every write ([`permit`]). The rules are `approval.md`; nothing here reads a cluster.
 
+pub mod course;
 pub mod gate;
+pub mod hold;
 pub mod identity;
 pub mod permit;
 pub mod policy;

@@ -9,6 +9,7 @@ use std::{
 use kube::core::{Selector, SelectorExt};
 
 use super::{
+    hold::Calendar,
     identity::{Exclusions, People, service_account},
     satisfiable::{Demand, Unsatisfiable, satisfiable},
 };
@@ -18,7 +19,7 @@ use crate::{
         approval_request::{OnTimeout, PolicyReference, RequestStage},
         duration,
         reference::RiskLevel,
-        rollback_request::{ReasonType, Strategy},
+        rollback_request::{Priority, ReasonType, Strategy},
         snapshot::Component,
     },
     domain::{
@@ -117,6 +118,8 @@ pub struct Chosen {
     pub request_ttl: Duration,
     /// How long an approval may be used.
     pub approval_ttl: Duration,
+    /// How many requests there may be.
+    pub limits: Option<Limits>,
 }
 
 /// Why a request is not approvable. It waits, or is refused at once.
@@ -236,6 +239,7 @@ fn route(candidate: &Candidate<'_>, subject: &Subject<'_>) -> Result<Chosen, NoR
     };
     let time = |text: &str| duration::parse(text).map_err(|error| invalid(error.to_string()));
     let digest = policy_digest(spec).map_err(|error| invalid(error.to_string()))?;
+    Calendar::new(spec, Priority::Low).map_err(invalid)?;
 
     let unknown = service_account(subject.exclusions.effective_requester()).is_some();
     if unknown && spec.unknown_requester == UnknownRequester::Deny {
@@ -253,6 +257,7 @@ fn route(candidate: &Candidate<'_>, subject: &Subject<'_>) -> Result<Chosen, NoR
             route,
             request_ttl: time(&spec.request_ttl)?,
             approval_ttl: time(&spec.approval_ttl)?,
+            limits: spec.limits.clone(),
         })
     };
     if subject.emergency {

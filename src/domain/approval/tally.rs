@@ -65,16 +65,15 @@ pub struct Tally {
 
 /// When each stage times out: the times of the stages add up from the creation of the request, whatever was approved early, so
 /// that an early approval never shortens a later stage. A stage without a time ends with the request.
-fn deadlines(ballot: &Ballot<'_>) -> Vec<Timestamp> {
-    let mut end = ballot.created;
-    ballot
-        .stages
+pub fn deadlines(stages: &[RequestStage], created: Timestamp, expires: Timestamp) -> Vec<Timestamp> {
+    let mut end = created;
+    stages
         .iter()
         .map(|stage| {
             let time = stage.timeout.as_deref().and_then(|text| duration::parse(text).ok());
             end = time
                 .and_then(|time| end.checked_add(time).ok())
-                .map_or(ballot.expires, |end| end.min(ballot.expires));
+                .map_or(expires, |end| end.min(expires));
             end
         })
         .collect()
@@ -170,7 +169,7 @@ fn caution(decision: Decision) -> u8 {
 /// More approvals never make it less approved, and more objections never more: people are placed into stages so that as many
 /// stages as possible are met, not in the order in which they came.
 pub fn tally(ballot: &Ballot<'_>, votes: &[Vote<'_>], now: Timestamp) -> Tally {
-    let ends = deadlines(ballot);
+    let ends = deadlines(ballot.stages, ballot.created, ballot.expires);
     let mut results: Vec<Result<usize, NotCounted>> = votes.iter().map(|vote| eligible(ballot, &ends, vote)).collect();
     let under_review = matches!(
         ballot.phase,

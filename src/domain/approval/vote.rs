@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use super::identity::{Exclusion, Exclusions, People};
+use super::identity::{Exclusion, Exclusions, People, service_account};
 use crate::{
     api::approval_request::{ApprovalPhase, Decision, RequestStage},
     domain::object::Digest,
@@ -48,6 +48,22 @@ pub enum Access {
     Denied,
     /// The review failed. Not the same as denied.
     Unknown,
+}
+
+/// The verb that `username` needs for `decision`, on `approvalstages` named [`stage_key`]; admission asks for the same.
+pub fn verb(decision: Decision, username: &str) -> &'static str {
+    match decision {
+        Decision::Acknowledge => "review",
+        Decision::Approve | Decision::Reject | Decision::Revoke if service_account(username).is_some() => {
+            "approve-automated"
+        }
+        Decision::Approve | Decision::Reject | Decision::Revoke => "approve",
+    }
+}
+
+/// Name of the virtual resource that rights on a stage are granted on.
+pub fn stage_key(policy: &str, stage: &str) -> String {
+    format!("{policy}:{stage}")
 }
 
 /// What is known of the signature that a decision carries.
