@@ -3,6 +3,10 @@
 use std::{future::Future, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::Bytes;
+use http::{Request, StatusCode, header::RETRY_AFTER};
+use http_body_util::BodyExt as _;
+use kube::{Client, client::Body, core::response::StatusDetails};
 
 use super::error::{Class, Error, Result};
 
@@ -23,18 +27,55 @@ pub async fn once<T>(what: &str, deadline: Duration, call: impl Future<Output = 
     }
 }
 
+/// Waits between tries: up to six, about ten seconds in all.
+pub fn delays() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::new()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(4))
+        .with_max_times(6)
+        .build()
+}
+
+/// Sends `request` and reads the whole answer; an error answer becomes the API's own `Status`, with the seconds of a `Retry-After`.
+pub async fn exchange(client: &Client, request: Request<Body>) -> kube::Result<(StatusCode, Bytes)> {
+    let response = client.send(request).await?;
+    let status = response.status();
+    let retry_after = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    let body = response.into_body().collect().await?.to_bytes();
+    if status.is_success() {
+        return Ok((status, body));
+    }
+    let mut parsed = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(&body).chars().take(300).collect::<String>();
+        kube::core::Status::failure(&text, "Failed to parse error data").with_code(status.as_u16())
+    });
+    if let Some(seconds) = retry_after {
+        let details = parsed.details.get_or_insert_with(|| StatusDetails {
+            name: String::new(),
+            group: String::new(),
+            kind: String::new(),
+            uid: String::new(),
+            causes: Vec::new(),
+            retry_after_seconds: 0,
+        });
+        if details.retry_after_seconds == 0 {
+            details.retry_after_seconds = seconds;
+        }
+    }
+    Err(kube::Error::Api(parsed.boxed()))
+}
+
 /// Tries a call that may be repeated (reads, and writes with a precondition) up to six times within about ten seconds of waiting.
 pub async fn repeat<T, F, Fut>(what: &str, deadline: Duration, mut call: F) -> Result<T>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = kube::Result<T>>,
 {
-    let mut delays = ExponentialBuilder::new()
-        .with_jitter()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(4))
-        .with_max_times(6)
-        .build();
+    let mut delays = delays();
     loop {
         let error = match once(what, deadline, call()).await {
             Ok(value) => return Ok(value),

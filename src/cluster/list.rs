@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use http::{Request, header::ACCEPT};
-use http_body_util::BodyExt as _;
 use kube::{Client, client::Body};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -47,11 +46,12 @@ impl Collection {
             namespace: Some(namespace.to_owned()),
             ..self.clone()
         };
-        format!(
-            "{}/{}",
-            within.path(),
-            percent_encoding::utf8_percent_encode(name, IN_PATH)
-        )
+        within.item_path(name)
+    }
+
+    /// Path of the object `name` in this collection.
+    pub fn item_path(&self, name: &str) -> String {
+        format!("{}/{}", self.path(), percent_encoding::utf8_percent_encode(name, IN_PATH))
     }
 
     /// Path of the collection in URLs.
@@ -259,17 +259,7 @@ async fn get_bytes(client: &Client, uri: &str, accept: &str) -> kube::Result<Byt
         .header(ACCEPT, accept)
         .body(Body::empty())
         .map_err(kube::Error::HttpError)?;
-    let response = client.send(request).await?;
-    let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    if status.is_success() {
-        return Ok(body);
-    }
-    let parsed = serde_json::from_slice::<kube::core::Status>(&body).unwrap_or_else(|_| {
-        let text = String::from_utf8_lossy(&body).chars().take(300).collect::<String>();
-        kube::core::Status::failure(&text, "Failed to parse error data").with_code(status.as_u16())
-    });
-    Err(kube::Error::Api(parsed.boxed()))
+    Ok(call::exchange(client, request).await?.1)
 }
 
 /// The object at `uri`, as JSON.

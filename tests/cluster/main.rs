@@ -17,3 +17,4 @@ mod support;
 mod tampering;
 mod team;
 mod verify;
+mod writes;

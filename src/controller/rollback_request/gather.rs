@@ -23,7 +23,7 @@ use crate::{
     domain::{
         component,
         object::{Beside, Digest, FingerprintKey, KindInfo, ListShape, ObjectId, SecretValues, normalise},
-        plan::{Owner, facts},
+        plan::{Owner, facts, write},
         snapshot::{Extras, ObjectVerdict, References, Selection},
     },
     repository::{ManifestReader, Repository},
@@ -51,6 +51,8 @@ pub(super) struct LiveObject {
     pub content: Value,
     pub raw: Value,
     pub in_capture: bool,
+    /// An earlier write of it was cut short, so that it is not done though it may be equal.
+    pub unfinished: bool,
 }
 
 /// Both sides, and what is known of the kinds.
@@ -129,7 +131,7 @@ pub(super) async fn sides(
     let live = reader.live;
     let equal: HashSet<&ObjectId> = live
         .iter()
-        .filter(|l| digests.get(&l.id) == Some(&l.digest))
+        .filter(|l| digests.get(&l.id) == Some(&l.digest) && !l.unfinished)
         .map(|l| &l.id)
         .collect();
     let mut captured = Vec::new();
@@ -253,7 +255,10 @@ impl LiveReader<'_> {
             .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, format!("{id}: {e}")))?;
         let digest = object.digest();
         // Workloads tell who reads what, how many Pods are ready and who is scaled; the rest matters only where it differs.
-        let needed = held != Some(&digest) || kind.component == Component::Workloads;
+        let unfinished = raw["metadata"]["managedFields"]
+            .as_array()
+            .is_some_and(|entries| write::is_unfinished(entries));
+        let needed = held != Some(&digest) || unfinished || kind.component == Component::Workloads;
         let (content, raw) = if needed {
             let content = serde_json::from_slice(&object.content).map_err(|source| cluster::Error::Unreadable {
                 what: id.to_string(),
@@ -272,6 +277,7 @@ impl LiveReader<'_> {
             content,
             raw,
             in_capture,
+            unfinished,
         });
         Ok(())
     }

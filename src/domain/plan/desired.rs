@@ -88,13 +88,23 @@ pub struct Desired {
     pub pinned: Vec<String>,
     /// Owners that this plan creates: their UID is written in once they live.
     pub pending_owners: Vec<ObjectId>,
+    /// Captured `metadata.managedFields`, without times and the status subresource; empty where nothing is known.
+    pub managed_fields: Vec<Value>,
+    /// Whether only images come back, so that all else stays with its owners of now.
+    pub(super) only_images: bool,
     /// Fields where live wins; no part of the digests that a plan is bound to.
-    masked: Vec<Path>,
+    pub(super) masked: Vec<Path>,
 }
 
 impl Desired {
     /// The live object with the images of the captured `content`, and nothing else of it.
-    pub fn images(id: &ObjectId, content: &Value, live: &Live<'_>, around: Context<'_>) -> Self {
+    pub fn images(
+        id: &ObjectId,
+        content: &Value,
+        beside: Option<&Beside>,
+        live: &Live<'_>,
+        around: Context<'_>,
+    ) -> Self {
         let with_images = |mut object: Value| {
             workload::set_images(id, &mut object, |container| {
                 workload::image(id, content, container).map(str::to_owned)
@@ -112,6 +122,8 @@ impl Desired {
             kept: Vec::new(),
             pinned,
             pending_owners: Vec::new(),
+            managed_fields: captured_owners(beside),
+            only_images: true,
             masked,
         }
     }
@@ -170,8 +182,14 @@ pub fn desired(
         kept: wanted.kept,
         pinned: wanted.pinned,
         pending_owners: wanted.owners.pending,
+        managed_fields: captured_owners(beside),
+        only_images: false,
         masked: wanted.masked,
     }
+}
+
+fn captured_owners(beside: Option<&Beside>) -> Vec<Value> {
+    beside.map(|beside| beside.managed_fields.clone()).unwrap_or_default()
 }
 
 struct Wanted {

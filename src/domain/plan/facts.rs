@@ -63,6 +63,13 @@ impl Live<'_> {
         json::at(self.raw, &["metadata", "deletionTimestamp"]).is_some_and(|time| !time.is_null())
     }
 
+    /// Who owns its fields; none where the server did not say.
+    pub fn managed_fields(&self) -> &[Value] {
+        json::at(self.raw, &["metadata", "managedFields"])
+            .and_then(Value::as_array)
+            .map_or(&[], Vec::as_slice)
+    }
+
     /// When it was created, to the second; `None` where the server did not say.
     pub fn created(&self) -> Option<Timestamp> {
         json::text(self.raw, &["metadata", "creationTimestamp"])?.parse().ok()

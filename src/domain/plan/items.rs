@@ -13,6 +13,7 @@ use super::{
     json, order,
     scope::{self, Scope},
     workload,
+    write::{is_unfinished, state},
 };
 use crate::domain::object::{Digest, ObjectId, canonical};
 
@@ -247,7 +248,8 @@ impl<'a> View<'a> {
         let id = &captured.id;
         let live = self.live.get(id).copied();
         let same = live.filter(|live| live.digest == captured.digest);
-        if same.is_some() && self.pins(id).is_empty() {
+        let unfinished = live.is_some_and(|live| is_unfinished(live.managed_fields()));
+        if same.is_some() && self.pins(id).is_empty() && !unfinished {
             return Ok(None);
         }
         let content = captured
@@ -255,6 +257,9 @@ impl<'a> View<'a> {
             .or(same.map(|live| live.content))
             .ok_or_else(|| PlanError::ContentMissing(id.clone()))?;
         if let Some(action) = self.obstacle(captured, live) {
+            if same.is_some() && self.pins(id).is_empty() {
+                return Ok(None);
+            }
             // What an autoscaler did to an object that the request is not about is no difference.
             let mask = self.mask(id, live);
             if let Some(now) = live.and_then(|live| mask(live.content))
@@ -271,12 +276,17 @@ impl<'a> View<'a> {
             pins: self.pins(id),
         };
         let wanted = match (self.scope(captured), live) {
-            (Scope::Images, Some(live)) => Desired::images(id, content, live, around),
+            (Scope::Images, Some(live)) => Desired::images(id, content, captured.beside, live, around),
             _ => desired(id, content, captured.beside, live, around),
         };
         let Some(live) = live else {
             return Ok(Some(self.written(Action::Create, captured, wanted, None)));
         };
+        if wanted.content.0 == *live.content && unfinished {
+            let mut item = self.written(Action::Update, captured, wanted, Some(live));
+            item.notes.push(Note::Unfinished);
+            return Ok(Some(item));
+        }
         if wanted.content.0 == *live.content {
             if same.is_some() {
                 return Ok(None);
@@ -424,6 +434,8 @@ impl<'a> View<'a> {
                 resource_version: live.resource_version.clone(),
                 digest: digest(Some(live.content), live.digest),
                 content: Content(live.content.clone()),
+                managed_fields: live.managed_fields().to_vec(),
+                state: state(live.raw),
             }),
             desired: None,
             target_digest: captured.map(|captured| digest(captured.content, captured.digest)),

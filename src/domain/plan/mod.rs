@@ -16,6 +16,7 @@ pub mod consumers;
 pub mod desired;
 pub mod digest;
 pub mod facts;
+mod fields;
 pub mod immutable;
 pub mod items;
 mod json;
@@ -27,6 +28,7 @@ pub mod scope;
 pub(crate) mod testing;
 pub mod widening;
 mod workload;
+pub mod write;
 
 pub use desired::{Content, Desired, KeptField, KeptReason};
 pub use digest::{Binding, Bound};
@@ -106,6 +108,10 @@ pub struct LiveState {
     pub digest: Digest,
     /// Its canonical content.
     pub content: Content,
+    /// `metadata.managedFields` as the server gave it.
+    pub managed_fields: Vec<Value>,
+    /// [`write::state`]: whether it is still the same, status and bookkeeping aside.
+    pub state: Digest,
 }
 
 /// What happens to an object.
@@ -277,6 +283,8 @@ pub enum Note {
     OrderIgnored(String),
     /// The live Secret is newer than the snapshot in these keys.
     SecretKeysChanged(Vec<String>),
+    /// A write of it was cut short before its former owners came back.
+    Unfinished,
 }
 
 impl fmt::Display for Note {
@@ -292,6 +300,7 @@ impl fmt::Display for Note {
                 )
             }
             Self::SecretKeysChanged(keys) => write!(f, "live is newer than the snapshot in {}", keys.join(", ")),
+            Self::Unfinished => f.write_str("an earlier rollback was cut short before the owners of its fields came back"),
         }
     }
 }

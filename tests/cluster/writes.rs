@@ -1,0 +1,841 @@
+//! Writes of a rollback on a real server: the former owners apply again as if nothing had happened, and what is not as planned is
+//! not written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use backstep::{
+    api::{rollback_request::Prune, snapshot::Component},
+    cluster::write::{Place, WriteError, Written, perform},
+    domain::{
+        component,
+        object::{Beside, Digest, KindInfo, ListShape, ObjectId, SecretValues, normalise},
+        plan::{
+            Action, Captured, Content, Drafted, Facts, Inputs, Item, Live, Options, Plan, build,
+            facts::Images,
+            write::{Around, Call, RESTORING, calls, is_unfinished, state},
+        },
+    },
+};
+use kube::Client;
+use serde_json::{Value, json};
+use testbed::{Cluster, ClusterOptions, Ran, User, wait_until};
+
+use crate::support::PATIENCE;
+
+const NAMESPACE: &str = "shop";
+const KINDS: &[(&str, &str, &str, &str)] = &[
+    ("", "v1", "configmaps", "ConfigMap"),
+    ("", "v1", "secrets", "Secret"),
+    ("", "v1", "services", "Service"),
+    ("apps", "v1", "deployments", "Deployment"),
+    ("example.org", "v1", "widgets", "Widget"),
+];
+const WIDGETS: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.org}
+spec:
+  group: example.org
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget, listKind: WidgetList}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      subresources: {status: {}}
+      schema:
+        openAPIV3Schema:
+          type: object
+          properties:
+            spec:
+              type: object
+              properties:
+                size: {type: integer, default: 3}
+                parts:
+                  type: array
+                  x-kubernetes-list-type: map
+                  x-kubernetes-list-map-keys: [name]
+                  items: {type: object, required: [name], properties: {name: {type: string}, color: {type: string}}}
+            status: {type: object, x-kubernetes-preserve-unknown-fields: true}
+"#;
+
+/// A cluster with a namespace, and what there is in it.
+struct Shop {
+    cluster: Cluster,
+    client: Client,
+}
+
+/// One object as it was read.
+#[derive(Clone)]
+struct Taken {
+    id: ObjectId,
+    component: Component,
+    digest: Digest,
+    content: Value,
+    beside: Option<Beside>,
+    raw: Value,
+}
+
+type State = BTreeMap<ObjectId, Taken>;
+
+fn api_version(group: &str, version: &str) -> String {
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
+}
+
+fn version_of(object: &Value) -> &str {
+    object["metadata"]["resourceVersion"].as_str().unwrap_or_default()
+}
+
+fn place(id: &ObjectId) -> Place {
+    let (group, version, plural, _) = KINDS
+        .iter()
+        .find(|(group, _, _, kind)| *group == id.group && *kind == id.kind)
+        .unwrap();
+    Place {
+        group: (*group).into(),
+        version: (*version).into(),
+        plural: (*plural).into(),
+        namespace: Some(NAMESPACE.into()),
+        name: id.name.clone(),
+    }
+}
+
+impl Shop {
+    async fn start(options: ClusterOptions) -> Result<Self> {
+        let cluster = Cluster::start(options).await?;
+        let client = cluster.admin().await?;
+        let shop = Self { cluster, client };
+        shop.given(&["create", "namespace", NAMESPACE], None).await?;
+        shop.given(&["apply", "-f", "-"], Some(WIDGETS)).await?;
+        wait_until(PATIENCE, "Widgets to be served", async || {
+            let ran = shop.kubectl(&["get", "widgets"], None).await?;
+            ran.success().map(|_| Some(()))
+        })
+        .await?;
+        Ok(shop)
+    }
+
+    async fn kubectl(&self, arguments: &[&str], stdin: Option<&str>) -> Result<Ran> {
+        let mut all = vec!["--namespace", NAMESPACE];
+        all.extend(arguments);
+        self.cluster.kubectl(&User::admin(), &all, stdin).await
+    }
+
+    async fn given(&self, arguments: &[&str], stdin: Option<&str>) -> Result<()> {
+        self.kubectl(arguments, stdin).await?.success().map(drop)
+    }
+
+    async fn get(&self, path: &str) -> Result<Value> {
+        let request = http::Request::get(path).body(Vec::new())?;
+        Ok(self.client.request(request).await?)
+    }
+
+    async fn read(&self) -> Result<State> {
+        let mut state = State::new();
+        for (group, version, plural, kind) in KINDS {
+            let root = if group.is_empty() { "/api" } else { "/apis" };
+            let path = format!("{root}/{}/namespaces/{NAMESPACE}/{plural}", api_version(group, version));
+            let list = self.get(&path).await?;
+            for raw in list["items"].as_array().context("items")? {
+                let id = ObjectId::new(*group, *kind, raw["metadata"]["name"].as_str().context("a name")?);
+                if id.name == "kube-root-ca.crt" {
+                    continue;
+                }
+                let shape = ListShape::builtin(group, kind).unwrap_or_else(ListShape::atomic);
+                let normal = normalise(
+                    raw.clone(),
+                    &KindInfo::new(*group, *version, *kind),
+                    &shape,
+                    SecretValues::Keep,
+                )?;
+                let taken = Taken {
+                    component: component::of(group, kind),
+                    digest: normal.digest(),
+                    content: serde_json::from_slice(&normal.content)?,
+                    beside: normal.beside.as_deref().map(serde_json::from_slice).transpose()?,
+                    raw: raw.clone(),
+                    id: id.clone(),
+                };
+                state.insert(id, taken);
+            }
+        }
+        Ok(state)
+    }
+
+    /// What a rollback from `now` to `then` would do.
+    fn plan(now: &State, then: &State) -> Result<Plan<Drafted>> {
+        let captured: Vec<Captured<'_>> = then
+            .values()
+            .map(|taken| Captured {
+                id: taken.id.clone(),
+                component: taken.component,
+                digest: taken.digest,
+                content: Some(&taken.content),
+                beside: taken.beside.as_ref(),
+                fingerprints_only: false,
+                finished: Some(false),
+            })
+            .collect();
+        let text = |raw: &Value, field: &str| raw["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let live: Vec<Live<'_>> = now
+            .values()
+            .map(|taken| Live {
+                id: taken.id.clone(),
+                component: taken.component,
+                uid: text(&taken.raw, "uid"),
+                resource_version: text(&taken.raw, "resourceVersion"),
+                digest: taken.digest,
+                content: &taken.content,
+                raw: &taken.raw,
+                in_capture: true,
+            })
+            .collect();
+        let facts = Facts {
+            snapshot_started: Some("2020-01-01T00:00:00Z".parse()?),
+            captured_kinds: KINDS.iter().map(|(g, _, _, k)| ((*g).into(), (*k).into())).collect(),
+            ..Facts::default()
+        };
+        let options = Options {
+            prune: Prune::Created,
+            images: Images::AsCaptured,
+            components: BTreeSet::from([Component::Policy, Component::Infrastructure]),
+            ..Options::default()
+        };
+        Ok(build(&Inputs {
+            captured: &captured,
+            live: &live,
+            options: &options,
+            facts: &facts,
+        })?)
+    }
+
+    async fn write(&self, item: &Item) -> Result<Result<Written, WriteError>> {
+        let made = made(item)?;
+        Ok(perform(&self.client, &place(&item.id), &made, false).await)
+    }
+
+    /// Everything back to `then`; what was done to each object.
+    async fn back(&self, then: &State) -> Result<BTreeMap<ObjectId, Vec<Call>>> {
+        let mut done = BTreeMap::new();
+        for item in Self::plan(&self.read().await?, then)?.writes() {
+            ensure!(item.refusal.is_none(), "{}: {:?}", item.id, item.refusal);
+            self.write(item)
+                .await?
+                .with_context(|| format!("{} {:?}", item.id, item.action))?;
+            done.insert(item.id.clone(), made(item)?);
+        }
+        Ok(done)
+    }
+}
+
+fn made(item: &Item) -> Result<Vec<Call>> {
+    let around = Around {
+        owners: &BTreeMap::new(),
+        restarted_at: "2026-05-06T07:08:09Z".parse()?,
+    };
+    Ok(calls(item, &around)?)
+}
+
+/// Who owns which field, without times and status.
+fn owners(raw: &Value) -> Vec<Value> {
+    let mut entries: Vec<Value> = raw["metadata"]["managedFields"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry["subresource"] != "status")
+        .cloned()
+        .collect();
+    for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
+        entry.remove("time");
+    }
+    entries.sort_by_key(ToString::to_string);
+    entries
+}
+
+/// Four kinds of objects called `name`.
+fn manifest(name: &str, generation: u32) -> String {
+    let extra = if generation > 1 { "  extra: added" } else { "" };
+    let environment = if generation > 1 {
+        ", env: [{name: EXTRA, value: added}], livenessProbe: {httpGet: {path: /, port: 80}}"
+    } else {
+        ""
+    };
+    format!(
+        r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: {name}, labels: {{generation: g{generation}}}}}
+data:
+  mode: v{generation}
+{extra}
+---
+apiVersion: v1
+kind: Secret
+metadata: {{name: {name}}}
+stringData: {{password: secret-{generation}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  selector: {{app: {name}}}
+  ports: [{{name: http, port: {generation}80, targetPort: 80}}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: {generation}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      containers: [{{name: app, image: "registry.example/app:{generation}", ports: [{{containerPort: 80}}]{environment}}}]
+---
+apiVersion: example.org/v1
+kind: Widget
+metadata: {{name: {name}}}
+spec: {{parts: [{{name: a, color: c{generation}}}]}}
+"#
+    )
+}
+
+/// How somebody applies.
+const WAYS: &[(&str, &[&str])] = &[
+    ("ssa", &["apply", "--server-side", "--field-manager=team", "-f", "-"]),
+    ("csa", &["apply", "-f", "-"]),
+];
+
+/// What happens to an object after the snapshot.
+const FATES: &[&str] = &["gone", "changed", "touched", "forced"];
+
+async fn spoil(shop: &Shop, apply: &[&str], name: &str, fate: &str) -> Result<()> {
+    match fate {
+        "gone" => {
+            let all = format!("configmap/{name} secret/{name} service/{name} deployment/{name} widget/{name}");
+            let mut arguments = vec!["delete"];
+            arguments.extend(all.split(' '));
+            shop.given(&arguments, None).await
+        }
+        "changed" => shop.given(apply, Some(&manifest(name, 2))).await,
+        // Somebody adds and changes fields by hand.
+        "touched" => {
+            for (kind, patch) in [
+                ("configmap", json!({"data": {"mode": "by-hand", "note": "by-hand"}})),
+                (
+                    "secret",
+                    json!({"stringData": {"token": "by-hand"}, "metadata": {"labels": {"by": "hand"}}}),
+                ),
+                ("service", json!({"spec": {"sessionAffinity": "ClientIP"}})),
+                (
+                    "deployment",
+                    json!({"spec": {"minReadySeconds": 1, "template": {"spec": {"nodeSelector": {"by": "hand"}}}}}),
+                ),
+                (
+                    "widget",
+                    json!({"spec": {"size": 9, "parts": [{"name": "a", "color": "x"}, {"name": "b"}]}}),
+                ),
+            ] {
+                let patch = patch.to_string();
+                let arguments = [
+                    "patch",
+                    kind,
+                    name,
+                    "--type=merge",
+                    "--field-manager=kubectl-edit",
+                    "-p",
+                    &patch,
+                ];
+                shop.given(&arguments, None).await?;
+            }
+            Ok(())
+        }
+        // Another applier takes everything over.
+        "forced" => {
+            let arguments = [
+                "apply",
+                "--server-side",
+                "--field-manager=other",
+                "--force-conflicts",
+                "-f",
+                "-",
+            ];
+            shop.given(&arguments, Some(&manifest(name, 2))).await
+        }
+        other => bail!("{other} is no fate"),
+    }
+}
+
+fn compare(before: &State, after: &State) -> Result<()> {
+    ensure!(before.keys().eq(after.keys()), "{:?} {:?}", before.keys(), after.keys());
+    for (id, then) in before {
+        let now = &after[id];
+        ensure!(then.digest == now.digest, "{id}: {:#}\n{:#}", then.content, now.content);
+        ensure!(
+            owners(&then.raw) == owners(&now.raw),
+            "owners of {id}: {:#?}\nnow {:#?}",
+            owners(&then.raw),
+            owners(&now.raw)
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn former_owners_apply_again_without_a_conflict_and_without_a_difference() -> Result<()> {
+    let shop = Shop::start(ClusterOptions::named("writes")).await?;
+    for (way, apply) in WAYS {
+        for fate in FATES {
+            shop.given(apply, Some(&manifest(&format!("{way}-{fate}"), 1))).await?;
+        }
+    }
+    // Two appliers of one object, one of them only of a label and a key.
+    let half = |generation: u32| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared", "labels": {"b": format!("{generation}")}},
+            "data": {"b": format!("{generation}")}})
+        .to_string()
+    };
+    let other_half = |generation: u32| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared"}, "data": {"a": format!("{generation}")}})
+            .to_string()
+    };
+    let (team_a, team_b) = (
+        ["apply", "--server-side", "--field-manager=team-a", "-f", "-"],
+        ["apply", "--server-side", "--field-manager=team-b", "-f", "-"],
+    );
+    shop.given(&team_a, Some(&other_half(1))).await?;
+    shop.given(&team_b, Some(&half(1))).await?;
+    // A workload that something else scales, and one that was made by hand.
+    shop.given(&WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
+        .await?;
+    shop.given(&["scale", "deployment/scaled", "--replicas=2"], None)
+        .await?;
+    shop.given(&["create", "configmap", "made", "--from-literal=a=1"], None)
+        .await?;
+    for (way, _) in WAYS {
+        for fate in FATES {
+            let rollout = format!("deployment/{way}-{fate}");
+            shop.given(&["rollout", "status", &rollout, "--timeout=60s"], None)
+                .await?;
+        }
+    }
+
+    let before = shop.read().await?;
+    for (way, apply) in WAYS {
+        for fate in FATES {
+            spoil(&shop, apply, &format!("{way}-{fate}"), fate).await?;
+        }
+    }
+    shop.given(&team_a, Some(&other_half(2))).await?;
+    shop.given(&team_b, Some(&half(2))).await?;
+    shop.given(
+        &[
+            "patch",
+            "configmap",
+            "shared",
+            "--type=merge",
+            "-p",
+            r#"{"data":{"c":"3"}}"#,
+        ],
+        None,
+    )
+    .await?;
+    shop.given(&["scale", "deployment/scaled", "--replicas=3"], None)
+        .await?;
+    shop.given(&["delete", "configmap", "made"], None).await?;
+    shop.given(&["create", "configmap", "new", "--from-literal=a=1"], None)
+        .await?;
+
+    let done = shop.back(&before).await?;
+    let made = shop.read().await?;
+    compare(&before, &made)?;
+    // One call where one is enough.
+    let kind_of = |kind: &str, group: &str, name: &str| done[&ObjectId::new(group, kind, name)].clone();
+    for (object, expected) in [
+        (("ConfigMap", "", "ssa-gone"), "Apply"),
+        (("ConfigMap", "", "ssa-changed"), "Apply"),
+        (("Deployment", "apps", "ssa-changed"), "Apply"),
+        (("ConfigMap", "", "ssa-touched"), "Put Fields"),
+        (("ConfigMap", "", "csa-gone"), "Post"),
+        (("Secret", "", "csa-changed"), "Put"),
+        (("ConfigMap", "", "shared"), "Put Fields"),
+        (("ConfigMap", "", "new"), "Delete"),
+    ] {
+        let calls = kind_of(object.0, object.1, object.2);
+        let names: Vec<String> = calls
+            .iter()
+            .map(|call| {
+                format!("{call:?}")
+                    .split([' ', '{'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+            .collect();
+        ensure!(names.join(" ") == expected, "{object:?}: {names:?}");
+    }
+    ensure!(
+        Shop::plan(&made, &before)?.is_empty(),
+        "{:?}",
+        Shop::plan(&made, &before)?.summary()
+    );
+
+    // Everybody applies again: no conflict, no write, no difference.
+    for (way, apply) in WAYS {
+        for fate in FATES {
+            let name = format!("{way}-{fate}");
+            let mut diff = vec!["diff", "-f", "-"];
+            if *way == "ssa" {
+                diff.extend(["--server-side", "--field-manager=team"]);
+            }
+            let ran = shop.kubectl(&diff, Some(&manifest(&name, 1))).await?;
+            ensure!(ran.status.code() == Some(0), "{name} differs: {ran}");
+            shop.given(apply, Some(&manifest(&name, 1))).await?;
+        }
+    }
+    shop.given(&team_a, Some(&other_half(1))).await?;
+    shop.given(&team_b, Some(&half(1))).await?;
+    shop.given(&WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
+        .await?;
+    let again = shop.read().await?;
+    for (id, now) in &again {
+        // Controllers go on writing status.
+        let same = id.kind == "Deployment" || version_of(&now.raw) == version_of(&made[id].raw);
+        ensure!(same, "{id} was written: {:#}\n{:#}", made[id].raw, now.raw);
+        ensure!(
+            now.raw["metadata"]["generation"] == made[id].raw["metadata"]["generation"],
+            "{id} was changed"
+        );
+    }
+    compare(&before, &again)?;
+    ensure!(again[&ObjectId::new("apps", "Deployment", "scaled")].raw["spec"]["replicas"] == 2);
+    shop.cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn helm_upgrades_again_after_a_rollback_however_it_writes() -> Result<()> {
+    let shop = Shop::start(ClusterOptions::named("helm-writes")).await?;
+    let charts = tempfile::tempdir()?;
+    let chart = |generation: u32| -> Result<String> {
+        let directory = charts.path().join(format!("g{generation}"));
+        std::fs::create_dir_all(directory.join("templates"))?;
+        std::fs::write(
+            directory.join("Chart.yaml"),
+            format!("apiVersion: v2\nname: shop\nversion: 0.{generation}.0\n"),
+        )?;
+        let body = manifest("{{ .Release.Name }}", generation).replace("{{ .Release.Name }}}", "{{ .Release.Name }} }");
+        std::fs::write(directory.join("templates/all.yaml"), body)?;
+        Ok(directory.display().to_string())
+    };
+    let (first, second) = (chart(1)?, chart(2)?);
+    let helm = async |release: &str, chart: &str, mode: &str| -> Result<()> {
+        let mode = format!("--server-side={mode}");
+        let arguments = ["upgrade", "--install", release, chart, "--namespace", NAMESPACE, &mode];
+        shop.cluster
+            .helm(&User::admin(), &arguments, None)
+            .await?
+            .success()
+            .map(drop)
+    };
+    for mode in ["true", "false"] {
+        helm(&format!("release-{mode}"), &first, mode).await?;
+    }
+    let before = shop.read().await?;
+    for mode in ["true", "false"] {
+        let release = format!("release-{mode}");
+        helm(&release, &second, mode).await?;
+        shop.given(&["delete", "secret", &release], None).await?;
+        shop.given(
+            &[
+                "patch",
+                "service",
+                &release,
+                "--type=merge",
+                "-p",
+                r#"{"spec":{"sessionAffinity":"ClientIP"}}"#,
+            ],
+            None,
+        )
+        .await?;
+    }
+    shop.back(&before).await?;
+    let made = shop.read().await?;
+    for (id, then) in before.iter().filter(|(id, _)| !id.name.starts_with("sh.helm.release")) {
+        let now = made.get(id).with_context(|| format!("{id} is absent"))?;
+        ensure!(then.digest == now.digest, "{id}: {:#}\n{:#}", then.content, now.content);
+        ensure!(owners(&then.raw) == owners(&now.raw), "owners of {id}");
+    }
+    for mode in ["true", "false"] {
+        helm(&format!("release-{mode}"), &first, mode).await?;
+    }
+    let again = shop.read().await?;
+    for (id, now) in again.iter().filter(|(id, _)| !id.name.starts_with("sh.helm.release")) {
+        ensure!(now.digest == made[id].digest, "{id} differs after helm");
+        ensure!(
+            owners(&now.raw) == owners(&made[id].raw),
+            "owners of {id} differ after helm"
+        );
+    }
+    shop.cluster.stop().await
+}
+
+fn a_map(name: &str, data: &Value) -> String {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_went_or_appeared_since_the_plan_is_drift_and_is_not_written() -> Result<()> {
+    let shop = Shop::start(ClusterOptions::api_server_only("drift")).await?;
+    let (one, many) = (v1_map(), ["one", "two"]);
+    for owner in ["apply", "update", "both"] {
+        for name in [
+            "changed",
+            "gone",
+            "again",
+            "appeared",
+            "status",
+            "pruned",
+            "pruned-changed",
+            "pruned-again",
+            "pruned-gone",
+        ] {
+            if name.starts_with("pruned") {
+                continue;
+            }
+            let name = format!("{owner}-{name}");
+            for manager in if owner == "both" { &many[..] } else { &many[..1] } {
+                let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+                    "data": {"mode": one, (*manager): "x"}});
+                let flag = format!("--field-manager={manager}");
+                let arguments: Vec<&str> = if owner == "update" {
+                    vec!["create", &flag, "-f", "-"]
+                } else {
+                    vec!["apply", "--server-side", &flag, "-f", "-"]
+                };
+                shop.given(&arguments, Some(&body.to_string())).await?;
+            }
+        }
+    }
+    let then = shop.read().await?;
+    for id in then.keys() {
+        if id.name.ends_with("appeared") {
+            shop.given(&["delete", "configmap", &id.name], None).await?;
+        } else {
+            let arguments = [
+                "patch",
+                "configmap",
+                &id.name,
+                "--type=merge",
+                "-p",
+                r#"{"data":{"mode":"2"}}"#,
+            ];
+            shop.given(&arguments, None).await?;
+        }
+    }
+    for name in ["pruned-changed", "pruned-again"] {
+        shop.given(&["create", "-f", "-"], Some(&a_map(name, &json!({"a": "1"}))))
+            .await?;
+    }
+    let plan = Shop::plan(&shop.read().await?, &then)?;
+
+    // The world moves on.
+    for id in then.keys() {
+        if id.name.ends_with("changed") {
+            let arguments = [
+                "patch",
+                "configmap",
+                &id.name,
+                "--type=merge",
+                "-p",
+                r#"{"data":{"mode":"3"}}"#,
+            ];
+            shop.given(&arguments, None).await?;
+        } else if id.name.ends_with("gone") {
+            shop.given(&["delete", "configmap", &id.name], None).await?;
+        } else if id.name.ends_with("again") {
+            let now = shop
+                .kubectl(&["get", "configmap", &id.name, "-o", "json"], None)
+                .await?
+                .json()?;
+            shop.given(&["delete", "configmap", &id.name], None).await?;
+            shop.given(&["create", "-f", "-"], Some(&a_map(&id.name, &now["data"])))
+                .await?;
+        } else if id.name.ends_with("appeared") {
+            shop.given(&["create", "-f", "-"], Some(&a_map(&id.name, &json!({"foreign": "1"}))))
+                .await?;
+        }
+    }
+    shop.given(
+        &[
+            "patch",
+            "configmap",
+            "pruned-changed",
+            "--type=merge",
+            "-p",
+            r#"{"data":{"a":"2"}}"#,
+        ],
+        None,
+    )
+    .await?;
+    shop.given(&["delete", "configmap", "pruned-again"], None).await?;
+    shop.given(&["create", "-f", "-"], Some(&a_map("pruned-again", &json!({"a": "1"}))))
+        .await?;
+
+    let before = shop.read().await?;
+    let mut seen = 0;
+    for item in plan.writes().filter(|item| !item.id.name.ends_with("status")) {
+        match shop.write(item).await? {
+            Err(WriteError::Drift(message)) => ensure!(message.contains(&item.id.name), "{message}"),
+            other => bail!("{} {:?}: {other:?}", item.id, item.action),
+        }
+        seen += 1;
+    }
+    ensure!(seen == 14, "{seen} items");
+    let after = shop.read().await?;
+    ensure!(before.keys().eq(after.keys()));
+    for (id, then) in &before {
+        ensure!(version_of(&then.raw) == version_of(&after[id].raw), "{id} was written");
+    }
+    shop.cluster.stop().await
+}
+
+fn v1_map() -> &'static str {
+    "1"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_whose_status_alone_moved_is_written_and_an_interrupted_one_is_finished() -> Result<()> {
+    let shop = Shop::start(ClusterOptions::api_server_only("status")).await?;
+    for (way, apply) in WAYS {
+        shop.given(apply, Some(&manifest(way, 1))).await?;
+    }
+    shop.given(
+        &["apply", "--server-side", "--field-manager=second", "-f", "-"],
+        Some(r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"ssa","labels":{"second":"1"}}}"#),
+    )
+    .await?;
+    let then = shop.read().await?;
+    for (way, apply) in WAYS {
+        shop.given(apply, Some(&manifest(way, 2))).await?;
+    }
+    let plan = Shop::plan(&shop.read().await?, &then)?;
+    let status = r#"{"metadata":{"annotations":{"deployment.kubernetes.io/revision":"7"}},"status":{"replicas":3}}"#;
+    for (way, _) in WAYS {
+        let arguments = [
+            "patch",
+            "deployment",
+            way,
+            "--type=merge",
+            "--subresource=status",
+            "-p",
+            status,
+        ];
+        shop.given(&arguments, None).await?;
+    }
+    for item in plan.writes() {
+        let calls = made(item)?;
+        let id = &item.id;
+        let interrupted = id.kind == "Deployment" && calls.len() == 2;
+        let part = if interrupted { &calls[..1] } else { &calls[..] };
+        perform(&shop.client, &place(id), part, false)
+            .await
+            .with_context(|| id.to_string())?;
+        if interrupted {
+            let now = shop.read().await?;
+            ensure!(now[id].digest == then[id].digest && owners(&now[id].raw) != owners(&then[id].raw));
+            ensure!(now[id].raw["metadata"]["managedFields"].to_string().contains(RESTORING));
+            // The resume sees it although nothing differs.
+            let resumed = Shop::plan(&now, &then)?;
+            let item = resumed
+                .writes()
+                .find(|item| item.id == *id)
+                .context("an unfinished object")?;
+            ensure!(item.action == Action::Update, "{:?}", item.action);
+            shop.write(item).await??;
+        }
+    }
+    let now = shop.read().await?;
+    compare(&then, &now)?;
+    for (way, _) in WAYS {
+        let raw = &now[&ObjectId::new("apps", "Deployment", *way)].raw;
+        ensure!(raw["status"]["replicas"] == 3, "{:#}", raw["status"]);
+        ensure!(raw["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "7");
+        let entries = raw["metadata"]["managedFields"].as_array().context("entries")?;
+        ensure!(entries.iter().any(|entry| entry["subresource"] == "status") && !is_unfinished(entries));
+    }
+    shop.cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_what_kubectl_does_and_survives_the_owners_next_apply() -> Result<()> {
+    let shop = Shop::start(ClusterOptions::api_server_only("restart")).await?;
+    for name in ["ours", "theirs"] {
+        shop.given(WAYS[0].1, Some(&manifest(name, 1))).await?;
+    }
+    shop.given(&["rollout", "restart", "deployment/theirs"], None).await?;
+    let state = shop.read().await?;
+    let ours = &state[&ObjectId::new("apps", "Deployment", "ours")];
+    let call = |uid: &str| {
+        vec![Call::Merge {
+            manager: "kubectl-rollout".into(),
+            body: Content(
+                json!({"metadata": {"uid": uid}, "spec": {"template": {"metadata": {"annotations":
+                {"kubectl.kubernetes.io/restartedAt": "2026-05-06T07:08:09Z"}}}}}),
+            ),
+        }]
+    };
+    let stale = perform(&shop.client, &place(&ours.id), &call("another"), false).await;
+    ensure!(matches!(stale, Err(WriteError::Drift(_))), "{stale:?}");
+    let uid = ours.raw["metadata"]["uid"].as_str().context("uid")?;
+    let first = perform(&shop.client, &place(&ours.id), &call(uid), false).await?;
+    let second = perform(&shop.client, &place(&ours.id), &call(uid), false).await?;
+    ensure!(
+        first.resource_version == second.resource_version,
+        "a repeated restart wrote"
+    );
+    let theirs = &state[&ObjectId::new("apps", "Deployment", "theirs")];
+    let text = |raw: &Value| Value::from(owners(raw)).to_string();
+    ensure!(
+        text(&first.object.0) == text(&theirs.raw).replace("theirs", "ours"),
+        "{}\n{}",
+        text(&first.object.0),
+        text(&theirs.raw)
+    );
+    shop.given(WAYS[0].1, Some(&manifest("ours", 1))).await?;
+    let after = shop.read().await?;
+    ensure!(
+        version_of(&after[&ours.id].raw) == second.resource_version,
+        "the apply wrote"
+    );
+    shop.cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_the_server_says_and_writes_nothing() -> Result<()> {
+    let shop = Shop::start(ClusterOptions::api_server_only("dry")).await?;
+    for (way, apply) in WAYS {
+        shop.given(apply, Some(&manifest(way, 1))).await?;
+    }
+    let then = shop.read().await?;
+    shop.given(WAYS[0].1, Some(&manifest("ssa", 2))).await?;
+    shop.given(&["delete", "configmap,secret,service,deployment,widget", "csa"], None)
+        .await?;
+    shop.given(&["create", "configmap", "new"], None).await?;
+    let before = shop.read().await?;
+    for item in Shop::plan(&before, &then)?.writes() {
+        let written = perform(&shop.client, &place(&item.id), &made(item)?, true).await?;
+        ensure!(item.action == Action::Delete || written.object.0["metadata"]["name"] == item.id.name.as_str());
+    }
+    let after = shop.read().await?;
+    ensure!(before.keys().eq(after.keys()));
+    for (id, then) in &before {
+        ensure!(version_of(&then.raw) == version_of(&after[id].raw), "{id} was written");
+        ensure!(state(&then.raw) == state(&after[id].raw), "{id} was changed");
+    }
+    shop.cluster.stop().await
+}
