@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, stream::BoxStream};
 use kube::{Client, core::WatchEvent};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -53,43 +53,11 @@ async fn follow<T>(client: &Client, subject: &Subject, mut see: impl FnMut(Seen<
     let mut from = subject.from.clone().unwrap_or_else(|| ANY.to_owned());
     let mut delays = backoff();
     loop {
-        let mut progressed = false;
+        let before = from.clone();
         match open(client, subject, &from).await {
             Ok(events) => {
-                let mut events = std::pin::pin!(events);
-                loop {
-                    let (object, seen) = match events.try_next().await {
-                        Ok(Some(WatchEvent::Added(object) | WatchEvent::Modified(object))) => {
-                            let seen = see(Seen::There(&object));
-                            (object, seen)
-                        }
-                        Ok(Some(WatchEvent::Deleted(object))) => {
-                            let seen = see(Seen::Gone(&object));
-                            (object, seen)
-                        }
-                        Ok(Some(WatchEvent::Bookmark(bookmark))) => {
-                            from = bookmark.metadata.resource_version;
-                            progressed = true;
-                            continue;
-                        }
-                        Ok(Some(WatchEvent::Error(status))) => {
-                            tracing::debug!(message = status.message, "the watch is opened again");
-                            ANY.clone_into(&mut from);
-                            break;
-                        }
-                        Ok(None) => break,
-                        Err(error) => {
-                            tracing::debug!(%error, "the watch is opened again");
-                            break;
-                        }
-                    };
-                    if let Some(answer) = seen {
-                        return answer;
-                    }
-                    if let Some(version) = object["metadata"]["resourceVersion"].as_str() {
-                        version.clone_into(&mut from);
-                        progressed = true;
-                    }
+                if let Some(answer) = read(events, &mut from, &mut see).await {
+                    return answer;
                 }
             }
             Err(error) => {
@@ -99,11 +67,55 @@ async fn follow<T>(client: &Client, subject: &Subject, mut see: impl FnMut(Seen<
                 }
             }
         }
-        if progressed {
+        if from != before {
             delays = backoff();
         }
         tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(4))).await;
     }
+}
+
+/// Reads one watch to its end; `from` is where the next one goes on.
+async fn read<T>(
+    mut events: BoxStream<'static, kube::Result<WatchEvent<Value>>>,
+    from: &mut String,
+    see: &mut impl FnMut(Seen<'_>) -> Option<T>,
+) -> Option<T> {
+    // The present state comes in no order: only after a bookmark it is known to be whole.
+    let mut ordered = from != ANY;
+    while let Some(event) = events.next().await {
+        let object = match event {
+            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                if let Some(answer) = see(Seen::There(&object)) {
+                    return Some(answer);
+                }
+                object
+            }
+            Ok(WatchEvent::Deleted(object)) => {
+                if let Some(answer) = see(Seen::Gone(&object)) {
+                    return Some(answer);
+                }
+                object
+            }
+            Ok(WatchEvent::Bookmark(bookmark)) => {
+                *from = bookmark.metadata.resource_version;
+                ordered = true;
+                continue;
+            }
+            Ok(WatchEvent::Error(status)) => {
+                tracing::debug!(message = status.message, "the watch is opened again");
+                ANY.clone_into(from);
+                return None;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the watch is opened again");
+                return None;
+            }
+        };
+        if let Some(version) = object["metadata"]["resourceVersion"].as_str().filter(|_| ordered) {
+            version.clone_into(from);
+        }
+    }
+    None
 }
 
 fn backoff() -> ExponentialBackoff {
@@ -119,10 +131,9 @@ async fn open(
     client: &Client,
     subject: &Subject,
     from: &str,
-) -> super::Result<impl futures::TryStream<Ok = WatchEvent<Value>, Error = kube::Error> + use<>> {
-    let escaped = |text: &str| {
-        percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
-    };
+) -> super::Result<BoxStream<'static, kube::Result<WatchEvent<Value>>>> {
+    let escaped =
+        |text: &str| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string();
     let mut uri = format!(
         "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={}&resourceVersion={}",
         subject.collection.path(),
@@ -137,5 +148,6 @@ async fn open(
     let request = http::Request::get(uri)
         .body(Vec::new())
         .map_err(|error| super::Error::api(&what, kube::Error::HttpError(error)))?;
-    call::once(&what, call::DEADLINE, client.request_events::<Value>(request)).await
+    let events = call::once(&what, call::DEADLINE, client.request_events::<Value>(request)).await?;
+    Ok(events.boxed())
 }

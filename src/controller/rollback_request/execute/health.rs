@@ -24,6 +24,26 @@ pub(super) struct Rollout {
     pub uid: String,
     /// Its generation then: what an older one says is of no interest.
     pub generation: i64,
+    /// The resourceVersion at which it was healthy; 0 before. A watch may begin with an older state.
+    pub healthy_at: u64,
+}
+
+impl Rollout {
+    /// Whether `object` is the one that was written, and no older state of it.
+    fn is_about(&self, object: &Value) -> bool {
+        let metadata = &object["metadata"];
+        metadata["uid"] == self.uid.as_str()
+            && metadata["generation"]
+                .as_i64()
+                .is_none_or(|seen| seen >= self.generation)
+            && revision(object) >= self.healthy_at
+    }
+}
+
+/// `metadata.resourceVersion` as a number, which the API promises it to be; 0 where it is none.
+pub(super) fn revision(object: &Value) -> u64 {
+    let version = object["metadata"]["resourceVersion"].as_str();
+    version.and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 /// Whether a rollback waits for objects of this kind.
@@ -57,7 +77,7 @@ impl Work<'_> {
                 .insert(id.name, (rollout, "it was not seen yet".into()));
         }
         let waits = by_kind.into_iter().filter_map(|(kind, waiting)| {
-            let served = self.made.sides.kinds.get(&kind)?;
+            let served = self.kinds.get(&kind)?;
             Some(self.kind_healthy(served, waiting, deadline))
         });
         // One that has failed ends the wait for all: nothing mends itself by waiting for the others.
@@ -67,7 +87,7 @@ impl Work<'_> {
                 Ok(late) => Ok(late.into_iter().flatten().collect()),
                 Err(failed) => Ok(failed),
             },
-            () = self.execution.cancel.cancelled() => Err(Stop::cancelled()),
+            () = self.cancel.cancelled() => Err(Stop::cancelled()),
         }
     }
 
@@ -93,19 +113,15 @@ impl Work<'_> {
                 Seen::There(object) => (object, false),
                 Seen::Gone(object) => (object, true),
             };
-            let metadata = &object["metadata"];
-            let name = metadata["name"].as_str().unwrap_or_default();
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
             let (rollout, said) = waiting.get_mut(name)?;
-            if metadata["uid"] != rollout.uid.as_str() {
+            if !rollout.is_about(object) {
                 return None;
             }
             let id = of(name);
             if gone {
                 let why = "it was deleted while the rollback waited for it";
                 return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)]));
-            }
-            if metadata["generation"].as_i64().is_some_and(|seen| seen < rollout.generation) {
-                return None;
             }
             match health_after(&id, self.before(&id), object) {
                 Health::Current => {
@@ -140,17 +156,17 @@ impl Work<'_> {
             by_kind.entry(kind).or_default().insert(id.name, rollout);
         }
         let watches = by_kind.into_iter().filter_map(|(kind, rollouts)| {
-            let served = Arc::clone(self.made.sides.kinds.get(&kind)?);
+            let served = Arc::clone(self.kinds.get(&kind)?);
             Some(self.breaks(served, rollouts, end))
         });
         let broken = tokio::select! {
             broken = future::join_all(watches) => broken,
-            () = self.execution.cancel.cancelled() => return Err(Stop::cancelled()),
+            () = self.cancel.cancelled() => return Err(Stop::cancelled()),
         };
         // Without workloads nothing is watched, but what the tests saw must still hold for the window.
         tokio::select! {
             () = tokio::time::sleep_until(end) => {}
-            () = self.execution.cancel.cancelled() => return Err(Stop::cancelled()),
+            () = self.cancel.cancelled() => return Err(Stop::cancelled()),
         }
         let failures: Vec<ItemFailure> = broken.into_iter().flatten().collect();
         for failure in &failures {
@@ -177,11 +193,8 @@ impl Work<'_> {
                 Seen::There(object) => (object, false),
                 Seen::Gone(object) => (object, true),
             };
-            let metadata = &object["metadata"];
-            let name = metadata["name"].as_str()?;
-            let rollout = rollouts.get(name)?;
-            let is_older = metadata["generation"].as_i64().is_some_and(|seen| seen < rollout.generation);
-            if metadata["uid"] != rollout.uid.as_str() || is_older {
+            let name = object["metadata"]["name"].as_str()?;
+            if !rollouts.get(name)?.is_about(object) {
                 return None;
             }
             let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
@@ -199,7 +212,7 @@ impl Work<'_> {
 
     /// The workload as it was before the first write.
     fn before(&self, id: &ObjectId) -> Option<&Value> {
-        let live = self.made.sides.live.iter().find(|live| live.id == *id)?;
+        let live = self.live.iter().find(|live| live.id == *id)?;
         (!live.raw.is_null()).then_some(&live.raw)
     }
 }

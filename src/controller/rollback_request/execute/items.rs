@@ -3,7 +3,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use kube::ResourceExt as _;
 use serde_json::Value;
 
@@ -26,15 +26,13 @@ use crate::{
 /// Items of one step that are written at once.
 const AT_ONCE: usize = 16;
 
-/// How an item ended.
-#[derive(Debug)]
-pub(super) enum Done {
-    /// It is as planned.
-    Reached,
-    /// It moved, and stays: `conflict: KeepLive`.
-    Kept(&'static str),
-    /// The execution ends early, and it was not begun.
-    Untouched,
+/// One thing to do.
+#[derive(Clone, Copy)]
+pub(super) enum Task<'a> {
+    /// Write or delete.
+    Item(&'a Item),
+    /// Restart this workload.
+    Restart(&'a ObjectId),
 }
 
 /// What is known of the object that an item writes to.
@@ -46,41 +44,28 @@ enum Look {
 impl Work<'_> {
     /// Brings about `items`, in parallel, and counts them.
     pub(super) async fn write(&self, items: &[&Item]) -> Result<(), Stop> {
-        let failures = self.every(items.iter().copied(), |item| self.one(item)).await;
-        self.settle(failures)
+        let tasks: Vec<Task<'_>> = items.iter().map(|item| Task::Item(item)).collect();
+        self.every(&tasks).await
     }
 
-    /// Does `work` for each of `items` and counts them; ends early as the request wants. The failures are counted already.
-    pub(super) async fn every<'i, F>(
-        &self,
-        items: impl Iterator<Item = &'i Item>,
-        work: impl Fn(&'i Item) -> F,
-    ) -> Vec<ItemFailure>
-    where
-        F: Future<Output = Result<Done, ItemFailure>>,
-    {
+    /// Does `tasks`, in parallel, and counts them; on the first failure or a cancellation nothing more is begun, unless the
+    /// request wants to go on.
+    pub(super) async fn every(&self, tasks: &[Task<'_>]) -> Result<(), Stop> {
         let report = &self.execution.report;
-        let halted = std::sync::atomic::AtomicBool::new(false);
-        let tries = items.map(|item| {
-            let (work, halted) = (&work, &halted);
-            async move {
-                if halted.load(std::sync::atomic::Ordering::Relaxed) || self.execution.cancel.is_cancelled() {
-                    return (item, Ok(Done::Untouched));
-                }
-                (item, work(item).await)
+        let mut waiting = tasks.iter();
+        let mut running = FuturesUnordered::new();
+        let mut failures: Vec<ItemFailure> = Vec::new();
+        loop {
+            let halted = (!failures.is_empty() && !self.goes_on()) || self.cancel.is_cancelled();
+            while !halted && running.len() < AT_ONCE {
+                let Some(task) = waiting.next() else { break };
+                running.push(self.task(*task));
             }
-        });
-        let mut results = std::pin::pin!(stream::iter(tries).buffer_unordered(AT_ONCE));
-        let mut failures = Vec::new();
-        while let Some((item, result)) = results.next().await {
-            match result {
-                Ok(Done::Reached) => report.item_done(),
-                Ok(Done::Kept(how)) => {
-                    report.note(format!("{} stays as it is: {how}", item.id));
-                    report.item_done();
-                }
-                Ok(Done::Untouched) => {}
-                Err(failure) => {
+            match running.next().await {
+                None => break,
+                Some(Ok(())) if self.is_back => {}
+                Some(Ok(())) => report.item_done(),
+                Some(Err(failure)) => {
                     tracing::info!(
                         namespace = self.namespace,
                         request = self.request().name_any(),
@@ -89,19 +74,28 @@ impl Work<'_> {
                         message = failure.message,
                         "an item failed"
                     );
-                    report.item_failed(failure.clone());
-                    failures.push(failure);
-                    if !self.goes_on() {
-                        halted.store(true, std::sync::atomic::Ordering::Relaxed);
+                    if self.is_back {
+                        report.failed(failure.clone());
+                    } else {
+                        report.item_failed(failure.clone());
                     }
+                    failures.push(failure);
                 }
             }
         }
-        failures
+        self.settle(failures)?;
+        self.check()
+    }
+
+    async fn task(&self, task: Task<'_>) -> Result<(), ItemFailure> {
+        match task {
+            Task::Item(item) => self.one(item).await,
+            Task::Restart(workload) => self.restart_one(workload).await,
+        }
     }
 
     /// Brings one item about: writes, and where the write met something else, looks what is there and decides.
-    async fn one(&self, item: &Item) -> Result<Done, ItemFailure> {
+    async fn one(&self, item: &Item) -> Result<(), ItemFailure> {
         let place = self.place(&item.id)?;
         let mut item = Cow::Borrowed(item);
         let mut delays = delays();
@@ -109,7 +103,7 @@ impl Work<'_> {
         let mut unsure = false;
         loop {
             let why = match self.try_once(&item, &place).await? {
-                Ok(()) => return Ok(Done::Reached),
+                Ok(()) => return Ok(()),
                 Err(WriteError::Drift(why)) => why,
                 Err(WriteError::Failed(error)) if error.class() == Class::Transient => {
                     unsure = true;
@@ -129,7 +123,7 @@ impl Work<'_> {
                     if let Look::There { raw, .. } = &look {
                         self.reached(&item, raw);
                     }
-                    return Ok(Done::Reached);
+                    return Ok(());
                 }
                 Again::Planned(again) => item = Cow::Owned(*again),
                 Again::Leaving => {}
@@ -141,7 +135,10 @@ impl Work<'_> {
                 }
             }
             let delay = delays.next().unwrap_or(Duration::from_secs(4));
-            if tokio::time::timeout_at(self.deadline, tokio::time::sleep(delay)).await.is_err() {
+            if tokio::time::timeout_at(self.deadline, tokio::time::sleep(delay))
+                .await
+                .is_err()
+            {
                 return Err(self.late(&item.id, &why));
             }
         }
@@ -171,9 +168,12 @@ impl Work<'_> {
         }
     }
 
-    fn drifted(&self, id: &ObjectId, how: &'static str) -> Result<Done, ItemFailure> {
+    fn drifted(&self, id: &ObjectId, how: &'static str) -> Result<(), ItemFailure> {
         match self.request().spec.conflict {
-            Conflict::KeepLive => Ok(Done::Kept(how)),
+            Conflict::KeepLive => {
+                self.execution.report.note(format!("{id} stays as it is: {how}"));
+                Ok(())
+            }
             Conflict::FailOnDrift => Err(failure(
                 id,
                 reasons::DRIFT,
@@ -182,7 +182,9 @@ impl Work<'_> {
             Conflict::Overwrite => Err(failure(
                 id,
                 reasons::DRIFT,
-                format!("{how}: what was approved does not fit any more; make a new request, which plans and asks again"),
+                format!(
+                    "{how}: what was approved does not fit any more; make a new request, which plans and asks again"
+                ),
             )),
         }
     }
@@ -225,7 +227,10 @@ impl Work<'_> {
                 return Err(failure(id, reason(error.class()), error.to_string()));
             }
             let delay = delays.next().unwrap_or(call::DEADLINE);
-            if tokio::time::timeout_at(self.deadline, tokio::time::sleep(delay)).await.is_err() {
+            if tokio::time::timeout_at(self.deadline, tokio::time::sleep(delay))
+                .await
+                .is_err()
+            {
                 return Err(self.late(id, &error.to_string()));
             }
         }

@@ -79,6 +79,9 @@ impl Reporter {
             report.verification.clone_from(&status.verification);
             report.safety_snapshot.clone_from(&status.safety_snapshot);
             report.result_snapshot.clone_from(&status.result_snapshot);
+            if status.phase == Some(RollbackPhase::Verifying) {
+                report.phase = RollbackPhase::Verifying;
+            }
         });
     }
 
@@ -213,9 +216,9 @@ impl Reporter {
         }
     }
 
-    /// Which part of the work is under way.
-    pub fn phase(&self, phase: RollbackPhase) {
-        self.change(|report| report.phase = phase);
+    /// From now on what was written is proven; there is no way back to writing.
+    pub fn verifying(&self) {
+        self.change(|report| report.phase = RollbackPhase::Verifying);
     }
 
     /// How verification went.
@@ -287,7 +290,10 @@ mod tests {
             });
         }
         let items = reporter.read().items.unwrap();
-        assert_eq!((items.failed, items.failures.len(), items.failures_omitted), (20, 16, Some(4)));
+        assert_eq!(
+            (items.failed, items.failures.len(), items.failures_omitted),
+            (20, 16, Some(4))
+        );
         assert_eq!(items.failures[0].message.as_ref().map(String::len), Some(MESSAGE));
         assert_eq!(reporter.failures().len(), 20);
     }

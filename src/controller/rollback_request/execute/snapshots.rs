@@ -1,6 +1,8 @@
 //! The snapshots around an execution: ordinary Snapshots through the ordinary queue, whose names follow from the request, so
 //! that after a crash they are found and not taken again.
 
+use std::collections::BTreeSet;
+
 use kube::{
     Api, ResourceExt as _,
     api::{ObjectMeta, PostParams},
@@ -173,17 +175,14 @@ impl Work<'_> {
     /// As the target was captured. An object that is written although those filters do not take it in now (its labels changed,
     /// say) would be missing from a safety snapshot, which then takes in everything of the same components.
     fn capture(&self, kind: Kind, items: &[&Item]) -> Option<Capture> {
-        let capture = self.made.extras.capture.clone()?;
-        let outside = |item: &&Item| {
-            item.live.is_some()
-                && self
-                    .made
-                    .sides
-                    .live
-                    .iter()
-                    .any(|live| live.id == item.id && !live.in_capture)
-        };
-        if kind == Kind::Safety && items.iter().any(outside) {
+        let capture = self.extras.capture.clone()?;
+        let outside: BTreeSet<_> = self
+            .live
+            .iter()
+            .filter(|live| !live.in_capture)
+            .map(|live| &live.id)
+            .collect();
+        if kind == Kind::Safety && items.iter().any(|item| outside.contains(&item.id)) {
             return Some(Capture {
                 selector: None,
                 include: Vec::new(),
