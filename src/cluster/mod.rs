@@ -11,5 +11,6 @@ pub mod guard;
 pub mod key;
 pub mod lease;
 pub mod list;
+pub mod watch;
 
 pub use error::{Class, Error, Result};
