@@ -2,7 +2,12 @@
 
 use serde_json::Value;
 
-use super::{Action, Content, Item, desired::add_what_only_live_knows, json};
+use super::{
+    Action, Content, Item, LiveState,
+    desired::add_what_only_live_knows,
+    json,
+    write::{is_unfinished, state},
+};
 use crate::domain::object::{Digest, canonical};
 
 /// An object as it is now.
@@ -55,8 +60,14 @@ impl Item {
             None => canonical::digest(content),
         };
         let digest = masked(now.content);
+        let owners = json::list(now.raw, &["metadata", "managedFields"]);
+        let unfinished = is_unfinished(&owners.cloned().collect::<Vec<_>>());
         if matches!(self.action, Action::Create | Action::Update) && Some(digest) == self.target_digest {
-            return Again::Reached;
+            return if unfinished {
+                Again::Planned(Box::new(self.against(now)))
+            } else {
+                Again::Reached
+            };
         }
         let Some(live) = &self.live else {
             return Again::Moved("it was created meanwhile");
@@ -83,10 +94,20 @@ impl Item {
     /// The same item with what only the live object knows as it is now.
     fn against(&self, now: Now<'_>) -> Self {
         let mut item = self.clone();
-        if let Some(live) = &mut item.live {
-            live.uid = now.text("uid").to_owned();
-            live.resource_version = now.text("resourceVersion").to_owned();
-            live.content = Content(now.content.clone());
+        item.live = Some(LiveState {
+            uid: now.text("uid").to_owned(),
+            resource_version: now.text("resourceVersion").to_owned(),
+            digest: self
+                .live
+                .as_ref()
+                .map_or_else(|| canonical::digest(now.content), |live| live.digest),
+            content: Content(now.content.clone()),
+            managed_fields: json::list(now.raw, &["metadata", "managedFields"]).cloned().collect(),
+            state: state(now.raw),
+        });
+        if item.action == Action::Create {
+            // It was created, and is to be finished.
+            item.action = Action::Update;
         }
         if let Some(wanted) = &mut item.desired {
             add_what_only_live_knows(&item.id, &mut wanted.object.0, now.raw);

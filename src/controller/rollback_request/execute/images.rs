@@ -22,7 +22,10 @@ use crate::{
     },
     domain::{
         object::{KindInfo, ObjectId},
-        plan::{Content, write::Call},
+        plan::{
+            Content,
+            write::{Call, state},
+        },
         snapshot::ImageResolver,
     },
 };
@@ -64,6 +67,7 @@ impl Work<'_> {
         for differs in differing {
             let Differs { id, captured, now } = &differs;
             let container = &captured.container;
+            self.except([id.clone()]);
             match differs.pinned() {
                 Some(reference) if self.request().spec.images != Images::AsCaptured => pins.push((differs, reference)),
                 Some(_) => self.execution.report.note(format!(
@@ -224,7 +228,7 @@ impl Work<'_> {
             let call = Call::Apply {
                 manager: names::FIELD_MANAGER.to_owned(),
                 body: Content(body),
-                create: false,
+                replaces: Some(state(&raw)),
             };
             let client = &self.execution.context.client;
             let written = tokio::time::timeout_at(self.deadline, write::perform(client, &place, &[call], false)).await;

@@ -172,6 +172,7 @@ impl Work<'_> {
         match self.request().spec.conflict {
             Conflict::KeepLive => {
                 self.execution.report.note(format!("{id} stays as it is: {how}"));
+                self.except([id.clone()]);
                 Ok(())
             }
             Conflict::FailOnDrift => Err(failure(

@@ -18,7 +18,7 @@ use kube::ResourceExt as _;
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::plan::Made;
+use super::plan::{self, Made};
 use crate::{
     api::{
         RollbackRequest, reasons,
@@ -29,8 +29,9 @@ use crate::{
     controller::context::Context,
     domain::{
         approval::ExecutionPermit,
-        object::ObjectId,
+        object::{Digest, ObjectId},
         plan::{Action, Bound, Plan, digest::BoundItem},
+        verify::excepted,
     },
 };
 
@@ -231,14 +232,28 @@ pub(super) async fn run(execution: &Execution, made: Made, permit: ExecutionPerm
 
 /// Nothing differs, so nothing is written: the tests are run, and the target is the version that is live.
 pub(super) async fn prove(execution: &Execution) -> Outcome {
+    let report = &execution.report;
     if let Some(status) = &execution.request.status {
-        execution.report.resume(status);
+        report.resume(status);
     }
-    let work = match Work::without_plan(execution).await {
-        Ok(work) => work,
-        Err(failure) => return Outcome::new(RollbackPhase::Failed, failure.reason, failure.message),
+    let failed = |failure: Failure| Outcome::new(RollbackPhase::Failed, failure.reason, failure.message);
+    let (context, catalog, request) = (&execution.context, &execution.catalog, &execution.request);
+    // It is not executed, so what it would be approved by does not matter.
+    let aim = plan::Aim::Rest(Digest::of(&[]));
+    let (made, plan) = match plan::from_live(context, catalog, request, &execution.resolved, aim).await {
+        Ok(made) => made,
+        Err(failure) => return failed(failure),
     };
-    execution.report.expect(&Steps::to_prove(&execution.request), 0);
+    if let Some(item) = plan.writes().next() {
+        let message = format!("{} changed since it was planned; make a new request", item.id);
+        return Outcome::new(RollbackPhase::Failed, reasons::DRIFT, message);
+    }
+    let work = match Work::forward(execution, &made) {
+        Ok(work) => work,
+        Err(failure) => return failed(failure),
+    };
+    work.except(excepted(&plan));
+    report.expect(&Steps::to_prove(request), 0);
     let outcome = match work.verify().await {
         Ok(()) => reached(&work).await,
         Err(stop) if stop.cancelled => Outcome::new(RollbackPhase::Cancelled, stop.reason, stop.message),
@@ -251,7 +266,7 @@ pub(super) async fn prove(execution: &Execution) -> Outcome {
             ),
         ),
     };
-    execution.report.skip_the_rest();
+    report.skip_the_rest();
     outcome
 }
 

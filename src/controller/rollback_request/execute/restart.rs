@@ -24,7 +24,7 @@ const TEMPLATE_ANNOTATIONS: &str = "/spec/template/metadata/annotations";
 
 /// The value that marks a restart of this execution, as kubectl writes it: whole seconds.
 pub(super) fn mark(at: Timestamp) -> String {
-    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// Whether the workload carries this mark.

@@ -23,15 +23,12 @@ use crate::{
     api::{
         RollbackRequest, duration, reasons,
         rollback_request::{ItemFailure, OnFailure, StepState},
+        verify::VerifyOutcome,
     },
     capture::{Failure, WantedKind},
     cluster::{Class, write::Written},
-    controller::rollback_request::{gather::LiveObject, repository, store_failure},
-    domain::{
-        object::ObjectId,
-        plan::{Action, Item},
-        snapshot::Extras,
-    },
+    controller::rollback_request::{gather::LiveObject, repository, store_failure, verify},
+    domain::{object::ObjectId, plan::Item, snapshot::Extras},
     repository::LineageKey,
 };
 
@@ -60,7 +57,7 @@ pub(super) struct Work<'a> {
 
 #[derive(Default)]
 struct State {
-    /// UIDs of objects that this execution created.
+    /// UIDs of objects that this execution brought about: others may name them as owners.
     created: BTreeMap<ObjectId, String>,
     /// Objects that this execution wrote, or may have written.
     touched: BTreeSet<ObjectId>,
@@ -68,6 +65,8 @@ struct State {
     rollouts: BTreeMap<ObjectId, Rollout>,
     /// Workloads as they were when they were healthy.
     healthy: BTreeMap<ObjectId, Value>,
+    /// Objects that may differ from the target.
+    excepted: BTreeSet<ObjectId>,
 }
 
 impl<'a> Work<'a> {
@@ -97,23 +96,6 @@ impl<'a> Work<'a> {
             cancel: CancellationToken::new(),
             is_back: true,
             on_failure: OnFailure::Continue,
-            ..Self::bare(execution)?
-        })
-    }
-
-    /// For a target that is live already.
-    pub(super) async fn without_plan(execution: &'a Execution) -> Result<Self, Failure> {
-        let manifest = repository(&execution.context)?
-            .manifest(&execution.resolved.uid)
-            .await
-            .map_err(|error| store_failure(&error))?;
-        let extras = manifest.extras().await.map_err(|error| store_failure(&error))?;
-        Ok(Self {
-            extras: Cow::Owned(
-                extras
-                    .and_then(|extras| serde_json::from_value(extras).ok())
-                    .unwrap_or_default(),
-            ),
             ..Self::bare(execution)?
         })
     }
@@ -222,10 +204,8 @@ impl<'a> Work<'a> {
 
     /// `item` was brought about.
     pub(super) fn wrote(&self, item: &Item, written: &Written) {
-        if item.action == Action::Create {
-            self.lock().created.insert(item.id.clone(), written.uid.clone());
-        }
         if is_write(&item.action) {
+            self.lock().created.insert(item.id.clone(), written.uid.clone());
             self.rolls_out(&item.id, &written.object.0);
         }
     }
@@ -312,19 +292,53 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Runs the tests, and sees that all stays healthy meanwhile.
+    /// Runs the tests, and sees that the workloads stay healthy for the stability window meanwhile. Without `spec.verify` there is
+    /// nothing to do.
     pub(super) async fn verify(&self) -> Result<(), Stop> {
-        let Some(verify) = &self.request().spec.verify else {
+        let Some(spec) = &self.request().spec.verify else {
             return Ok(());
         };
-        let report = &self.execution.report;
-        let window = duration::parse(&verify.stabilize).unwrap_or_default();
-        report.verifying();
+        let window = duration::parse(&spec.stabilize).unwrap_or_default();
+        self.execution.report.verifying();
         self.step(steps::VERIFY, async {
-            let _ = window;
+            futures::try_join!(self.tests(), self.stays_healthy(window))?;
             Ok(())
         })
         .await
+    }
+
+    async fn tests(&self) -> Result<(), Stop> {
+        let excepted = self.lock().excepted.clone();
+        let subject = verify::Subject {
+            context: &self.execution.context,
+            catalog: &self.execution.catalog,
+            request: self.request(),
+            resolved: &self.execution.resolved,
+            excepted: &excepted,
+        };
+        let status = verify::run(&subject, self.deadline, &self.cancel).await;
+        let report = &self.execution.report;
+        report.verified(status.clone());
+        self.check()?;
+        if status.status == VerifyOutcome::Passed {
+            return Ok(());
+        }
+        let outcome = format!("{:?}", status.status);
+        let first = status.results.iter().find(|result| !result.passed);
+        let failure = ItemFailure {
+            object: first.map_or_else(|| "Verify".to_owned(), |result| result.test.clone()),
+            reason: reasons::VERIFICATION_FAILED.to_owned(),
+            message: Some(first.map_or(outcome, |result| {
+                format!("expected {}, saw: {}", result.expected, result.actual)
+            })),
+        };
+        report.failed(failure.clone());
+        self.settle(vec![failure])
+    }
+
+    /// `id` may differ from the target.
+    pub(super) fn except(&self, ids: impl IntoIterator<Item = ObjectId>) {
+        self.lock().excepted.extend(ids);
     }
 
     /// Says that the target is live, and takes the snapshot that proves it.
