@@ -137,3 +137,19 @@ pub const HELD: &str = "Held";
 pub const DRIFT: &str = "Drift";
 /// Rollback: it ran before, under this name and spec or this `requestId`.
 pub const ALREADY_EXECUTED: &str = "AlreadyExecuted";
+/// Rollback: the snapshot before the first write could not be taken; nothing was written.
+pub const SAFETY_SNAPSHOT_FAILED: &str = "SafetySnapshotFailed";
+/// Rollback: the target is reached, but the snapshot that proves it could not be taken.
+pub const RESULT_SNAPSHOT_FAILED: &str = "ResultSnapshotFailed";
+/// Rollback: the API server refused a write; the message holds its words.
+pub const WRITE_REFUSED: &str = "WriteRefused";
+/// Rollback: a workload did not become healthy; the message holds its own words.
+pub const ROLLOUT_FAILED: &str = "RolloutFailed";
+/// Rollback: other images run than were captured.
+pub const IMAGES_DIFFER: &str = "ImagesDiffer";
+/// Rollback: a test failed.
+pub const VERIFICATION_FAILED: &str = "VerificationFailed";
+/// Rollback: some items failed, all others are done (`onFailure: Continue`).
+pub const PARTIAL: &str = "Partial";
+/// Rollback: the way back to the safety snapshot failed; the message says where.
+pub const UNDO_FAILED: &str = "UndoFailed";

@@ -12,5 +12,6 @@ pub mod key;
 pub mod lease;
 pub mod list;
 pub mod write;
+pub mod watch;
 
 pub use error::{Class, Error, Result};

@@ -64,6 +64,20 @@ pub fn health(id: &ObjectId, object: &Value) -> Health {
     }
 }
 
+/// The health of `object` after a change, given how it was before.
+///
+/// A Deployment whose rollout had failed keeps saying so after its spec changed, until something moves: those words are not about
+/// the new rollout.
+pub fn health_after(id: &ObjectId, before: Option<&Value>, object: &Value) -> Health {
+    let now = health(id, object);
+    let progressing = |object| condition(object, "Progressing");
+    let is_old = before.and_then(progressing).is_some_and(|then| Some(then) == progressing(object));
+    match now {
+        Health::Failed(_) if is_old && id.kind == "Deployment" => waits("the rollout has not moved yet"),
+        now => now,
+    }
+}
+
 fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     let conditions = object["status"]["conditions"].as_array()?;
     conditions.iter().find(|condition| condition["type"] == name)
@@ -339,6 +353,19 @@ mod tests {
         let mut older = late;
         older["observedGeneration"] = json!(2);
         assert!(waiting_for(&deployment_at(&older), "not seen"));
+    }
+
+    #[test]
+    fn what_was_said_of_the_rollout_before_is_not_held_against_the_new_one() {
+        let id = ObjectId::new("apps", "Deployment", "web");
+        let at = |time: &str| {
+            json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 2, "conditions": [{"type": "Progressing",
+                "status": "False", "reason": "ProgressDeadlineExceeded", "lastUpdateTime": time}]}})
+        };
+        let (old, new) = (at("2026-01-01T00:00:00Z"), at("2026-01-01T00:10:00Z"));
+        assert!(waiting_for(&health_after(&id, Some(&old), &old), "not moved"));
+        assert!(matches!(health_after(&id, Some(&old), &new), Health::Failed(_)));
+        assert!(matches!(health_after(&id, None, &new), Health::Failed(_)));
     }
 
     #[test]

@@ -268,7 +268,8 @@ fn undo_options(request: &RollbackRequest, wrote: &BTreeSet<ObjectId>) -> Option
         strategy: Strategy::Selective,
         selected: wrote.clone(),
         components: EVERY.into_iter().collect(),
-        cascade: request.spec.cascade,
+        // Who was restarted on the way there is known, also after a crash, when the changes that caused it are gone.
+        cascade: false,
         prune: Prune::Created,
         conflict: Conflict::Overwrite,
         immutable: request.spec.immutable,

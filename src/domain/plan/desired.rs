@@ -20,7 +20,7 @@ const JOB_LABELS: [&str; 4] = [
     "batch.kubernetes.io/job-name",
 ];
 
-type Path = &'static [&'static str];
+pub(super) type Path = &'static [&'static str];
 
 /// An object's fields. Never shown: it may be a Secret.
 #[derive(Clone, PartialEq)]
@@ -126,6 +126,11 @@ impl Desired {
             only_images: true,
             masked,
         }
+    }
+
+    /// Fields where live wins.
+    pub(super) fn masked_paths(&self) -> impl Iterator<Item = Path> + use<> {
+        self.masked.clone().into_iter()
     }
 
     /// `content` without the fields in which live wins, whatever their value: two such forms are equal where a rollback
@@ -360,7 +365,7 @@ fn needs_health_port(service: &Value) -> bool {
         && json::text(service, &["spec", "externalTrafficPolicy"]) == Some("Local")
 }
 
-fn add_what_only_live_knows(id: &ObjectId, object: &mut Value, raw: &Value) {
+pub(super) fn add_what_only_live_knows(id: &ObjectId, object: &mut Value, raw: &Value) {
     let copy = |object: &mut Value, path: &[&str]| {
         if let Some(value) = json::at(raw, path) {
             json::put(object, path, Some(value.clone()));

@@ -12,6 +12,7 @@ use crate::{
     domain::object::{Digest, FingerprintKey, ListShape, ObjectId, diff},
 };
 
+mod again;
 pub mod consumers;
 pub mod desired;
 pub mod digest;
@@ -30,6 +31,7 @@ pub mod widening;
 mod workload;
 pub mod write;
 
+pub use again::{Again, Now};
 pub use desired::{Content, Desired, KeptField, KeptReason};
 pub use digest::{Binding, Bound};
 pub use facts::{Captured, Facts, Inputs, Live, Options, Owner, Pin};

@@ -1,69 +1,385 @@
-//! From the permit to the end.
-use std::sync::Arc;
+//! From the permit to the end: safety snapshot, writes in order, restarts, health, images, prune, tests, result snapshot; and the
+//! way back where that fails. Progress is the live state itself: an execution that was interrupted is run again with what is left.
+
+mod health;
+mod images;
+mod items;
+mod report;
+mod restart;
+mod snapshots;
+mod steps;
+mod undo;
+mod work;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
-use tokio::sync::Mutex;
+use kube::ResourceExt as _;
+use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::plan::Made;
+use super::plan::{self, Made};
 use crate::{
     api::{
-        RollbackRequest,
+        RollbackRequest, reasons,
         reference::ResolvedSnapshot,
-        rollback_request::{ItemsStatus, RollbackPhase, SnapshotVersion, StepStatus, VerificationStatus},
+        rollback_request::{ItemFailure, OnFailure, RollbackPhase},
     },
-    capture::Catalog,
+    capture::{Catalog, Failure},
     controller::context::Context,
-    domain::approval::ExecutionPermit,
+    domain::{
+        approval::ExecutionPermit,
+        object::{Digest, ObjectId},
+        plan::{Action, Bound, Plan, digest::BoundItem},
+        verify::excepted,
+    },
 };
 
-#[derive(Clone, Debug, Default)]
-pub(super) struct Report {
-    pub phase: RollbackPhase,
-    pub steps: Vec<StepStatus>,
-    pub items: Option<ItemsStatus>,
-    pub verification: Option<VerificationStatus>,
-    pub safety_snapshot: Option<SnapshotVersion>,
-    pub result_snapshot: Option<SnapshotVersion>,
-}
-#[derive(Clone)]
-pub(super) struct Reporter(Arc<dyn Fn() + Send + Sync>);
-impl Reporter {
-    pub fn new(ping: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self(ping)
-    }
-    pub fn read(&self) -> Report {
-        (self.0)();
-        Report::default()
-    }
-}
+pub(super) use report::{Report, Reporter};
+use steps::Steps;
+use work::Work;
+
+/// Most characters of the message of an outcome.
+const MESSAGE: usize = 2000;
+
+/// One execution, from the consumed approval on.
 pub(super) struct Execution {
+    /// What every controller has.
     pub context: Arc<Context>,
+    /// What the cluster serves.
     pub catalog: Arc<Mutex<Catalog>>,
+    /// The request, as it was when the execution began or went on.
     pub request: Arc<RollbackRequest>,
+    /// The target.
     pub resolved: ResolvedSnapshot,
+    /// When the approval was consumed; the same after a crash.
     pub started: Timestamp,
-    pub deadline: tokio::time::Instant,
+    /// End of `timeouts.execution`.
+    pub deadline: Instant,
+    /// Where it says how far it is.
     pub report: Reporter,
+    /// `spec.cancel`, or an objection.
     pub cancel: CancellationToken,
 }
+
+/// What came of it.
 #[derive(Clone, Debug)]
 pub(super) struct Outcome {
+    /// A final phase.
     pub phase: RollbackPhase,
+    /// Reason of the condition.
     pub reason: &'static str,
+    /// What, why and how to fix.
     pub message: String,
 }
-pub(super) async fn run(_: &Execution, _: Made, _: ExecutionPermit) -> Outcome {
-    Outcome {
-        phase: RollbackPhase::Failed,
-        reason: "NotAvailable",
-        message: String::new(),
+
+impl Outcome {
+    fn new(phase: RollbackPhase, reason: &'static str, message: impl Into<String>) -> Self {
+        let message: String = message.into();
+        Self {
+            phase,
+            reason,
+            message: message.chars().take(MESSAGE).collect(),
+        }
     }
 }
-pub(super) async fn prove(_: &Execution) -> Outcome {
-    Outcome {
-        phase: RollbackPhase::Completed,
-        reason: "Completed",
-        message: String::new(),
+
+/// Why an execution does not go on.
+#[derive(Clone, Debug)]
+struct Stop {
+    reason: &'static str,
+    message: String,
+    cancelled: bool,
+}
+
+impl Stop {
+    fn failed(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            cancelled: false,
+        }
+    }
+
+    fn cancelled() -> Self {
+        Self {
+            reason: reasons::CANCELLED,
+            message: "it was cancelled".into(),
+            cancelled: true,
+        }
+    }
+
+    /// The first of `failures`, and how many there are besides.
+    fn of(failures: &[ItemFailure]) -> Option<Self> {
+        let first = failures.first()?;
+        let more = match failures.len() - 1 {
+            0 => String::new(),
+            more => format!("; {more} more failed"),
+        };
+        Some(Self::failed(
+            known(&first.reason),
+            format!("{}: {}{more}", first.object, first.message.clone().unwrap_or_default()),
+        ))
+    }
+}
+
+/// The reason of an item as the reason of the whole.
+fn known(reason: &str) -> &'static str {
+    const REASONS: [&str; 7] = [
+        reasons::DRIFT,
+        reasons::FORBIDDEN,
+        reasons::ROLLOUT_FAILED,
+        reasons::IMAGES_DIFFER,
+        reasons::DEADLINE_EXCEEDED,
+        reasons::API_UNAVAILABLE,
+        reasons::VERIFICATION_FAILED,
+    ];
+    let found = REASONS.iter().find(|known| **known == reason);
+    found.copied().unwrap_or(reasons::WRITE_REFUSED)
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::failed(failure.reason, failure.message)
+    }
+}
+
+/// What was done before this process took the execution over.
+struct Before {
+    /// Objects that were brought to their target.
+    wrote: BTreeSet<ObjectId>,
+    /// The way back was under way.
+    undoing: bool,
+    /// Something may have been written.
+    begun: bool,
+}
+
+impl Before {
+    fn of(request: &RollbackRequest, plan: &Plan<Bound>, approved: &[BoundItem], kept: &[ObjectId]) -> Self {
+        let left: BTreeSet<&ObjectId> = plan.writes().map(|item| &item.id).collect();
+        let wrote: BTreeSet<ObjectId> = approved
+            .iter()
+            .filter(|item| item.action != Action::Restart(Vec::new()).name())
+            .map(|item| &item.object)
+            .filter(|id| !left.contains(id) && !kept.contains(id))
+            .cloned()
+            .collect();
+        let steps = request
+            .status
+            .as_ref()
+            .map(|status| status.steps.as_slice())
+            .unwrap_or_default();
+        Self {
+            undoing: steps.iter().any(|step| step.name == steps::UNDO),
+            begun: !wrote.is_empty() || steps.iter().any(|step| steps::is_after_safety(step)),
+            wrote,
+        }
+    }
+}
+
+/// Executes the plan of `permit`, and uses it up.
+pub(super) async fn run(execution: &Execution, made: Made, permit: ExecutionPermit) -> Outcome {
+    let request = &execution.request;
+    if let Some(status) = &request.status {
+        execution.report.resume(status);
+    }
+    let approved = permit.approved().to_vec();
+    let id = permit.execution().to_owned();
+    let kept = permit.kept().to_vec();
+    let plan = permit.into_plan();
+    let before = Before::of(request, &plan, &approved, &kept);
+    let work = match Work::forward(execution, &made) {
+        Ok(work) => work,
+        Err(failure) => return Outcome::new(RollbackPhase::Failed, failure.reason, failure.message),
+    };
+    tracing::info!(
+        namespace = request.namespace(),
+        name = request.name_any(),
+        execution = id,
+        items = approved.len(),
+        done = before.wrote.len(),
+        undoing = before.undoing,
+        "executing"
+    );
+    for kept in kept {
+        execution
+            .report
+            .note(format!("{kept} stays as it is: it changed after the approval"));
+    }
+    let stop = if before.undoing {
+        Some(Stop::failed(
+            reasons::INTERRUPTED,
+            "the operator stopped while it went back; the first cause is in status.items",
+        ))
+    } else {
+        forward(&work, &plan, &approved, &before).await.err()
+    };
+    let outcome = match stop {
+        None => reached(&work).await,
+        Some(stop) => not_reached(&work, &stop, &approved, before, &id).await,
+    };
+    execution.report.skip_the_rest();
+    tracing::info!(
+        namespace = request.namespace(),
+        name = request.name_any(),
+        execution = id,
+        phase = ?outcome.phase,
+        reason = outcome.reason,
+        "executed"
+    );
+    outcome
+}
+
+/// Nothing differs, so nothing is written: the tests are run, and the target is the version that is live.
+pub(super) async fn prove(execution: &Execution) -> Outcome {
+    let report = &execution.report;
+    if let Some(status) = &execution.request.status {
+        report.resume(status);
+    }
+    let failed = |failure: Failure| Outcome::new(RollbackPhase::Failed, failure.reason, failure.message);
+    let (context, catalog, request) = (&execution.context, &execution.catalog, &execution.request);
+    // It is not executed, so what it would be approved by does not matter.
+    let aim = plan::Aim::Rest(Digest::of(&[]));
+    let (made, plan) = match plan::from_live(context, catalog, request, &execution.resolved, aim).await {
+        Ok(made) => made,
+        Err(failure) => return failed(failure),
+    };
+    if let Some(item) = plan.writes().next() {
+        let message = format!("{} changed since it was planned; make a new request", item.id);
+        return Outcome::new(RollbackPhase::Failed, reasons::DRIFT, message);
+    }
+    let work = match Work::forward(execution, &made) {
+        Ok(work) => work,
+        Err(failure) => return failed(failure),
+    };
+    work.except(excepted(&plan));
+    report.expect(&Steps::to_prove(request), 0);
+    let outcome = match work.verify().await {
+        Ok(()) => reached(&work).await,
+        Err(stop) if stop.cancelled => Outcome::new(RollbackPhase::Cancelled, stop.reason, stop.message),
+        Err(stop) => Outcome::new(
+            RollbackPhase::Failed,
+            stop.reason,
+            format!(
+                "{}; nothing was written, for nothing differs from the snapshot",
+                stop.message
+            ),
+        ),
+    };
+    report.skip_the_rest();
+    outcome
+}
+
+/// Everything up to the tests.
+async fn forward(work: &Work<'_>, plan: &Plan<Bound>, approved: &[BoundItem], before: &Before) -> Result<(), Stop> {
+    let report = &work.execution.report;
+    let steps = Steps::of(plan, approved, work.request());
+    report.expect(&steps.names(), approved.len());
+    for id in &before.wrote {
+        report.item_done();
+        work.was_written(id);
+    }
+    if work.request().spec.safety_snapshot {
+        work.step(steps::SAFETY, work.safety(&steps.written(), before)).await?;
+    }
+    for group in &steps.groups {
+        work.step(group.name, async {
+            for items in &group.numbers {
+                work.write(items).await?;
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    if !steps.restarts.is_empty() {
+        work.step(steps::RESTART, work.restart(&steps.restarts)).await?;
+    }
+    if work.rolls_anything_out() {
+        work.step(steps::HEALTH, work.healthy()).await?;
+        work.step(steps::IMAGES, work.images()).await?;
+    }
+    if !steps.prune.is_empty() {
+        work.step(steps::PRUNE, async {
+            for items in &steps.prune {
+                work.write(items).await?;
+            }
+            Ok(())
+        })
+        .await?;
+        if work.rolls_anything_out() {
+            work.step(steps::HEALTH_AGAIN, work.healthy()).await?;
+        }
+    }
+    work.verify().await
+}
+
+/// The target is reached: it is the version that is live now, and a snapshot proves it.
+async fn reached(work: &Work<'_>) -> Outcome {
+    let recorded = work.conclude().await;
+    let items = work.execution.report.read().items.unwrap_or_default();
+    let mut message = format!(
+        "back at version {} ({})",
+        work.execution.resolved.version, work.execution.resolved.name
+    );
+    for note in work.execution.report.notes() {
+        message = format!("{message}; {note}");
+    }
+    if items.failed > 0 {
+        let first = Stop::of(&work.execution.report.failures())
+            .map(|stop| stop.message)
+            .unwrap_or_default();
+        let phase = if items.done > 0 {
+            RollbackPhase::Partial
+        } else {
+            RollbackPhase::Failed
+        };
+        let message = format!("{} of {} failed: {first}", items.failed, items.done + items.failed);
+        return Outcome::new(phase, reasons::PARTIAL, message);
+    }
+    match recorded {
+        Ok(()) => Outcome::new(RollbackPhase::Completed, reasons::COMPLETED, message),
+        Err(stop) => Outcome::new(
+            RollbackPhase::Partial,
+            stop.reason,
+            format!("{message}, but: {}; take a Snapshot to record it", stop.message),
+        ),
+    }
+}
+
+/// What `onFailure` makes of it.
+async fn not_reached(work: &Work<'_>, stop: &Stop, approved: &[BoundItem], before: Before, id: &str) -> Outcome {
+    let ended = if stop.cancelled {
+        RollbackPhase::Cancelled
+    } else {
+        RollbackPhase::Failed
+    };
+    let wrote: BTreeSet<ObjectId> = before.wrote.into_iter().chain(work.touched()).collect();
+    if wrote.is_empty() && !before.undoing {
+        return Outcome::new(ended, stop.reason, format!("{}; nothing was written", stop.message));
+    }
+    let items = work.execution.report.read().items.unwrap_or_default();
+    let so_far = format!(
+        "{} done, {} failed, {} not touched",
+        items.done, items.failed, items.untouched
+    );
+    match work.request().spec.on_failure {
+        OnFailure::Stop | OnFailure::Continue => {
+            Outcome::new(ended, stop.reason, format!("{}; {so_far}", stop.message))
+        }
+        OnFailure::Undo => {
+            let undone = work.undo(wrote, approved, id).await;
+            match undone {
+                Ok(()) => Outcome::new(
+                    RollbackPhase::Undone,
+                    stop.reason,
+                    format!("{}; {so_far}; all is as it was before", stop.message),
+                ),
+                Err(why) => Outcome::new(
+                    RollbackPhase::Failed,
+                    stop.reason,
+                    format!("{}; {so_far}; going back failed, too: {}", stop.message, why.message),
+                ),
+            }
+        }
     }
 }

@@ -1,0 +1,218 @@
+//! Waits until the workloads that were written or restarted are healthy. By watches: no list is made.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{Stop, Work, items::failure};
+use crate::{
+    api::{reasons, rollback_request::ItemFailure},
+    capture::WantedKind,
+    cluster::watch::{self, Seen, Subject},
+    domain::{
+        health::{Health, health_after},
+        object::ObjectId,
+    },
+};
+
+/// A workload that has to become healthy.
+#[derive(Clone, Debug)]
+pub(super) struct Rollout {
+    /// UID of the object that was written.
+    pub uid: String,
+    /// Its generation then: what an older one says is of no interest.
+    pub generation: i64,
+    /// The resourceVersion at which it was healthy; 0 before. A watch may begin with an older state.
+    pub healthy_at: u64,
+}
+
+impl Rollout {
+    /// Whether `object` is the one that was written, and no older state of it.
+    fn is_about(&self, object: &Value) -> bool {
+        let metadata = &object["metadata"];
+        metadata["uid"] == self.uid.as_str()
+            && metadata["generation"]
+                .as_i64()
+                .is_none_or(|seen| seen >= self.generation)
+            && revision(object) >= self.healthy_at
+    }
+}
+
+/// `metadata.resourceVersion` as a number, which the API promises it to be; 0 where it is none.
+pub(super) fn revision(object: &Value) -> u64 {
+    let version = object["metadata"]["resourceVersion"].as_str();
+    version.and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// Whether a rollback waits for objects of this kind.
+pub(super) fn is_waited_for(id: &ObjectId) -> bool {
+    matches!(
+        (id.group.as_str(), id.kind.as_str()),
+        ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") | ("batch", "Job") | ("", "Pod")
+    )
+}
+
+/// Workloads of one kind that are not healthy yet, and what each said last.
+type Waiting = BTreeMap<String, (Rollout, String)>;
+
+impl Work<'_> {
+    /// Waits until every workload of this execution is healthy; the failures are counted.
+    pub(super) async fn healthy(&self) -> Result<(), Stop> {
+        let failures = self.unhealthy(self.deadline).await?;
+        for failure in &failures {
+            self.execution.report.failed(failure.clone());
+        }
+        self.settle(failures)
+    }
+
+    /// Waits until all is healthy, one fails, or it is too late; what is not healthy then.
+    async fn unhealthy(&self, deadline: Instant) -> Result<Vec<ItemFailure>, Stop> {
+        let mut by_kind: BTreeMap<(String, String), Waiting> = BTreeMap::new();
+        for (id, rollout) in self.rollouts() {
+            by_kind
+                .entry((id.group.clone(), id.kind.clone()))
+                .or_default()
+                .insert(id.name, (rollout, "it was not seen yet".into()));
+        }
+        let waits = by_kind.into_iter().filter_map(|(kind, waiting)| {
+            let served = self.kinds.get(&kind)?;
+            Some(self.kind_healthy(served, waiting, deadline))
+        });
+        // One that has failed ends the wait for all: nothing mends itself by waiting for the others.
+        let all = future::try_join_all(waits);
+        tokio::select! {
+            outcome = all => match outcome {
+                Ok(late) => Ok(late.into_iter().flatten().collect()),
+                Err(failed) => Ok(failed),
+            },
+            () = self.cancel.cancelled() => Err(Stop::cancelled()),
+        }
+    }
+
+    /// `Ok`: those that were late, none if all is well. `Err`: those that have failed.
+    async fn kind_healthy(
+        &self,
+        kind: &Arc<WantedKind>,
+        mut waiting: Waiting,
+        deadline: Instant,
+    ) -> Result<Vec<ItemFailure>, Vec<ItemFailure>> {
+        let subject = Subject {
+            collection: kind.collection(Some(&self.namespace)),
+            name: match waiting.keys().next() {
+                Some(only) if waiting.len() == 1 => Some(only.clone()),
+                _ => None,
+            },
+            from: None,
+        };
+        let of = |name: &str| ObjectId::new(&kind.info.group, &kind.info.kind, name);
+        let client = &self.execution.context.client;
+        let ended = watch::until(client, &subject, deadline, |seen| {
+            let (object, gone) = match seen {
+                Seen::There(object) => (object, false),
+                Seen::Gone(object) => (object, true),
+            };
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let (rollout, said) = waiting.get_mut(name)?;
+            if !rollout.is_about(object) {
+                return None;
+            }
+            let id = of(name);
+            if gone {
+                let why = "it was deleted while the rollback waited for it";
+                return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)]));
+            }
+            match health_after(&id, self.before(&id), object) {
+                Health::Current => {
+                    self.now_healthy(&id, object);
+                    let name = name.to_owned();
+                    waiting.remove(&name);
+                }
+                Health::InProgress(what) => *said = what,
+                Health::Unknown => "its status cannot be read".clone_into(said),
+                Health::Failed(why) => return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)])),
+            }
+            waiting.is_empty().then_some(Ok(Vec::new()))
+        });
+        match ended.await {
+            Some(outcome) => outcome,
+            None => Ok(waiting
+                .iter()
+                .map(|(name, (_, said))| {
+                    let why = format!("it was not healthy in time: {said}");
+                    failure(&of(name), reasons::DEADLINE_EXCEEDED, why)
+                })
+                .collect()),
+        }
+    }
+
+    /// Whether all stays healthy for `window`; what did not.
+    pub(super) async fn stays_healthy(&self, window: Duration) -> Result<(), Stop> {
+        let end = (Instant::now() + window).min(self.deadline);
+        let mut by_kind: BTreeMap<(String, String), BTreeMap<String, Rollout>> = BTreeMap::new();
+        for (id, rollout) in self.rollouts() {
+            let kind = (id.group.clone(), id.kind.clone());
+            by_kind.entry(kind).or_default().insert(id.name, rollout);
+        }
+        let watches = by_kind.into_iter().filter_map(|(kind, rollouts)| {
+            let served = Arc::clone(self.kinds.get(&kind)?);
+            Some(self.breaks(served, rollouts, end))
+        });
+        let broken = tokio::select! {
+            broken = future::join_all(watches) => broken,
+            () = self.cancel.cancelled() => return Err(Stop::cancelled()),
+        };
+        // Without workloads nothing is watched, but what the tests saw must still hold for the window.
+        tokio::select! {
+            () = tokio::time::sleep_until(end) => {}
+            () = self.cancel.cancelled() => return Err(Stop::cancelled()),
+        }
+        let failures: Vec<ItemFailure> = broken.into_iter().flatten().collect();
+        for failure in &failures {
+            self.execution.report.failed(failure.clone());
+        }
+        self.settle(failures)
+    }
+
+    /// The first of `rollouts` that is not healthy any more before `end`.
+    async fn breaks(
+        &self,
+        kind: Arc<WantedKind>,
+        rollouts: BTreeMap<String, Rollout>,
+        end: Instant,
+    ) -> Option<ItemFailure> {
+        let subject = Subject {
+            collection: kind.collection(Some(&self.namespace)),
+            name: None,
+            from: None,
+        };
+        let client = &self.execution.context.client;
+        watch::until(client, &subject, end, |seen| {
+            let (object, gone) = match seen {
+                Seen::There(object) => (object, false),
+                Seen::Gone(object) => (object, true),
+            };
+            let name = object["metadata"]["name"].as_str()?;
+            if !rollouts.get(name)?.is_about(object) {
+                return None;
+            }
+            let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
+            let why = match health_after(&id, self.before(&id), object) {
+                _ if gone => "it was deleted".to_owned(),
+                Health::Current => return None,
+                Health::InProgress(why) | Health::Failed(why) => why,
+                Health::Unknown => "its status cannot be read".to_owned(),
+            };
+            let why = format!("it did not stay healthy for the time of verify.stabilize: {why}");
+            Some(failure(&id, reasons::ROLLOUT_FAILED, why))
+        })
+        .await
+    }
+
+    /// The workload as it was before the first write.
+    fn before(&self, id: &ObjectId) -> Option<&Value> {
+        let live = self.live.iter().find(|live| live.id == *id)?;
+        (!live.raw.is_null()).then_some(&live.raw)
+    }
+}
