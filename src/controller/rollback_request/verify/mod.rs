@@ -56,7 +56,8 @@ pub(super) struct Subject<'a> {
     pub catalog: &'a Mutex<Catalog>,
     pub request: &'a RollbackRequest,
     pub resolved: &'a ResolvedSnapshot,
-    /// Objects that may differ from the target: those of [`verify::excepted`], and those that execution left alone.
+    /// Objects that `snapshotMatches` lets differ although a plan made now would write them: drifted ones that `conflict: KeepLive` left
+    /// alone, and workloads whose image was pinned.
     pub excepted: &'a BTreeSet<ObjectId>,
 }
 
@@ -88,12 +89,12 @@ async fn rounds(
     deadline: Instant,
     cancel: &CancellationToken,
 ) -> VerificationStatus {
-    let begin = Instant::now();
+    let start = Instant::now();
     // Admission lets only durations through.
     let timeout = duration::parse(&spec.timeout).unwrap_or(Duration::from_secs(600));
     let stabilize = duration::parse(&spec.stabilize).unwrap_or(Duration::from_secs(30));
-    let deadline = deadline.min(begin + timeout);
-    let mut course = Course::new(stabilize, deadline.saturating_duration_since(begin));
+    let deadline = deadline.min(start + timeout);
+    let mut course = Course::new(stabilize, deadline.saturating_duration_since(start));
     let namespace = subject.request.namespace().unwrap_or_default();
     let nothing = |why: &str| {
         let of = |test| checked(test, Seen::inconclusive(why));
@@ -109,13 +110,13 @@ async fn rounds(
         Err(why) => return verify::status(&nothing(&why), None),
     };
     loop {
-        let began = begin.elapsed();
+        let began = start.elapsed();
         let looks = spec.tests.iter().map(|test| {
             let (kinds, namespace) = (&kinds, namespace.as_str());
             async move { checked(test, attempts(subject, kinds, namespace, test, deadline, cancel).await) }
         });
         let results: Vec<Checked> = stream::iter(looks).buffered(TOGETHER).collect().await;
-        match course.after(verify::all_in_all(&results), began, begin.elapsed()) {
+        match course.after(verify::all_in_all(&results), began, start.elapsed()) {
             Next::Over(Verdict::AsSeen) => return verify::status(&results, None),
             Next::Over(Verdict::WindowCutShort(held)) => {
                 let why = format!("held for {} s, and the time for verification is over", held.as_secs());
