@@ -111,11 +111,13 @@ async fn rounds(
     };
     loop {
         let began = start.elapsed();
-        let looks = spec.tests.iter().map(|test| {
-            let (kinds, namespace) = (&kinds, namespace.as_str());
-            async move { checked(test, attempts(subject, kinds, namespace, test, deadline, cancel).await) }
-        });
-        let results: Vec<Checked> = stream::iter(looks).buffered(TOGETHER).collect().await;
+        // Made one by one: a lazy iterator over borrowed tests could not be sent to another thread.
+        let mut looks = Vec::with_capacity(spec.tests.len());
+        for test in &spec.tests {
+            looks.push(attempts(subject, &kinds, &namespace, test, deadline, cancel));
+        }
+        let seen: Vec<Seen> = stream::iter(looks).buffered(TOGETHER).collect().await;
+        let results: Vec<Checked> = spec.tests.iter().zip(seen).map(|(test, seen)| checked(test, seen)).collect();
         match course.after(verify::all_in_all(&results), began, start.elapsed()) {
             Next::Over(Verdict::AsSeen) => return verify::status(&results, None),
             Next::Over(Verdict::WindowCutShort(held)) => {
