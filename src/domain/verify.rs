@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::object::{Digest, ObjectId};
+use super::{
+    object::{Digest, ObjectId},
+    plan::{Action, Plan},
+};
 use crate::api::{
     bounded::bounded,
     rollback_request::{TestResult, VerificationStatus},
@@ -182,6 +185,22 @@ impl Course {
             VerifyOutcome::Inconclusive => Next::Again(pause),
         }
     }
+}
+
+/// Objects that differ from the target after `plan`: kept, skipped, pinned, or with fields in which live wins.
+pub fn excepted<State>(plan: &Plan<State>) -> BTreeSet<ObjectId> {
+    plan.items()
+        .iter()
+        .filter(|item| {
+            let left = matches!(item.action, Action::Keep(_) | Action::Skip(_));
+            let other = item
+                .desired
+                .as_ref()
+                .is_some_and(|desired| !desired.kept.is_empty() || !desired.pinned.is_empty());
+            left || other
+        })
+        .map(|item| item.id.clone())
+        .collect()
 }
 
 /// How live differs from the target.

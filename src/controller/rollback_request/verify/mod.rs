@@ -56,8 +56,8 @@ pub(super) struct Subject<'a> {
     pub catalog: &'a Mutex<Catalog>,
     pub request: &'a RollbackRequest,
     pub resolved: &'a ResolvedSnapshot,
-    /// Objects that `snapshotMatches` lets differ although a plan made now would write them: drifted ones that `conflict: KeepLive` left
-    /// alone, and workloads whose image was pinned.
+    /// Objects that `snapshotMatches` lets differ even where a plan made now would write them: those of [`verify::excepted`], drifted ones
+    /// that `conflict: KeepLive` left alone, and workloads whose image was pinned.
     pub excepted: &'a BTreeSet<ObjectId>,
 }
 
