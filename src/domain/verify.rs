@@ -187,7 +187,7 @@ impl Course {
     }
 }
 
-/// Objects that may differ from the target after `plan`: kept, skipped, pinned, or with fields in which live wins.
+/// Objects that differ from the target after `plan`: kept, skipped, pinned, or with fields in which live wins.
 pub fn excepted<State>(plan: &Plan<State>) -> BTreeSet<ObjectId> {
     plan.items()
         .iter()
@@ -219,37 +219,22 @@ pub struct Differences {
 }
 
 impl Differences {
-    /// Compares contents by digest; `excepted` may differ.
-    pub fn between(
-        target: &BTreeMap<ObjectId, Digest>,
-        live: &BTreeMap<ObjectId, Digest>,
-        excepted: &BTreeSet<ObjectId>,
-    ) -> Self {
+    /// Compares contents by digest.
+    pub fn between(target: &BTreeMap<ObjectId, Digest>, live: &BTreeMap<ObjectId, Digest>) -> Self {
         let mut found = Self::default();
         for (id, digest) in target {
-            let list = match live.get(id) {
-                Some(now) if now == digest => continue,
-                Some(_) => &mut found.changed,
-                None => &mut found.missing,
-            };
-            if excepted.contains(id) {
-                found.expected += 1;
-            } else {
-                list.push(id.clone());
+            match live.get(id) {
+                Some(now) if now == digest => {}
+                Some(_) => found.changed.push(id.clone()),
+                None => found.missing.push(id.clone()),
             }
         }
-        for id in live.keys().filter(|id| !target.contains_key(id)) {
-            if excepted.contains(id) {
-                found.expected += 1;
-            } else {
-                found.added.push(id.clone());
-            }
-        }
+        found.added = live.keys().filter(|id| !target.contains_key(id)).cloned().collect();
         found
     }
 
     /// Adds workloads that run another digest than captured. What only one side knows is no difference: no Pod had reported it.
-    pub fn compare_images(&mut self, target: &[ImageStatus], live: &[ImageStatus], excepted: &BTreeSet<ObjectId>) {
+    pub fn compare_images(&mut self, target: &[ImageStatus], live: &[ImageStatus]) {
         let runs: BTreeMap<(&str, &str), &str> = live
             .iter()
             .filter_map(|image| Some(((&*image.workload, &*image.container), image.digest.as_deref()?)))
@@ -260,19 +245,29 @@ impl Differences {
                 continue;
             }
             let now = runs.get(&(&*image.workload, &*image.container));
-            let (Some(then), Some(now)) = (image.digest.as_deref(), now) else {
-                continue;
-            };
-            if then == *now {
-                continue;
-            }
-            let named = |id: &ObjectId| image.workload == format!("{}/{}", id.kind, id.name);
-            if excepted.iter().any(named) {
-                self.expected += 1;
-            } else {
+            if let (Some(then), Some(now)) = (image.digest.as_deref(), now)
+                && then != *now
+            {
                 self.images.insert(image.workload.clone());
             }
         }
+    }
+
+    /// Objects with another content, missing ones and added ones.
+    pub fn objects(&self) -> impl Iterator<Item = &ObjectId> {
+        self.missing.iter().chain(&self.changed).chain(&self.added)
+    }
+
+    /// Takes out what may differ.
+    pub fn except(&mut self, excepted: &BTreeSet<ObjectId>) {
+        let count = |found: &Self| found.objects().count() + found.images.len();
+        let before = count(self);
+        for list in [&mut self.missing, &mut self.changed, &mut self.added] {
+            list.retain(|id| !excepted.contains(id));
+        }
+        let named: BTreeSet<String> = excepted.iter().map(|id| format!("{}/{}", id.kind, id.name)).collect();
+        self.images.retain(|workload| !named.contains(workload));
+        self.expected += before - count(self);
     }
 
     /// Whether nothing differs that should not.
@@ -415,13 +410,13 @@ mod tests {
         let digest = |n: u8| Digest::of(&[n]);
         let target = BTreeMap::from([(id("a"), digest(1)), (id("b"), digest(2)), (id("c"), digest(3))]);
         let live = BTreeMap::from([(id("a"), digest(1)), (id("b"), digest(9)), (id("d"), digest(4))]);
-        let found = Differences::between(&target, &live, &BTreeSet::new());
+        let mut found = Differences::between(&target, &live);
         assert_eq!(
             found.to_string(),
             "1 missing (ConfigMap/c), 1 changed (ConfigMap/b), 1 not in the snapshot (ConfigMap/d)"
         );
         let all = BTreeSet::from([id("b"), id("c"), id("d")]);
-        let found = Differences::between(&target, &live, &all);
+        found.except(&all);
         assert!(found.is_empty());
         assert_eq!(found.to_string(), "equal; 3 differ as the plan says");
     }
@@ -445,14 +440,9 @@ mod tests {
             image("Job/once", Some("sha256:8")),
         ];
         let mut found = Differences::default();
-        found.compare_images(&target, &live, &BTreeSet::new());
+        found.compare_images(&target, &live);
         assert_eq!(found.to_string(), "1 with other images (Deployment/web)");
-        let mut found = Differences::default();
-        found.compare_images(
-            &target,
-            &live,
-            &BTreeSet::from([ObjectId::new("apps", "Deployment", "web")]),
-        );
-        assert!(found.is_empty());
+        found.except(&BTreeSet::from([ObjectId::new("apps", "Deployment", "web")]));
+        assert_eq!(found.to_string(), "equal; 1 differ as the plan says");
     }
 }

@@ -10,7 +10,7 @@ use kube::{
 use serde_json::{Value, json};
 use testbed::{User, wait_until};
 
-use crate::support::{Installed, OPERATOR_NAMESPACE, PATIENCE, Store};
+use crate::support::{Installed, PATIENCE, Store};
 
 /// In no status, event or log, ever.
 const CANARY: &str = "canary-verify-9b2e";
@@ -235,64 +235,80 @@ async fn a_job_that_was_under_way_comes_back_and_a_finished_one_does_not_run_aga
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_a_rollback_under_way_needs_neither_expires_nor_loses_its_contents() -> Result<()> {
-    let installed = Installed::start("verifyheld", Store::Directory).await?;
+    let often = ["--maintenance-interval", "1s", "--vanished-grace", "1s"];
+    let options = testbed::ClusterOptions::named("verifyheld");
+    let installed = Installed::start_with(options, Store::Directory, &often).await?;
     shop(&installed).await?;
-    let needed = installed.snapshot("shop", "needed", &json!({"ttl": "3s"})).await?;
-    let deleted = installed.snapshot("shop", "deleted", &json!({})).await?;
-    // Requests that wait, and have resolved their target; only the operator may write that.
-    let operator = installed
-        .cluster
-        .service_account_client(OPERATOR_NAMESPACE, "backstep")
-        .await?;
-    let as_operator: Api<RollbackRequest> = Api::namespaced(operator, "shop");
-    for (request, name, snapshot) in [("waits", "needed", &needed), ("waits-too", "deleted", &deleted)] {
-        let spec = json!({"dryRun": true, "target": {"snapshot": name}, "suspend": true});
+    installed.snapshot("shop", "needed", &json!({"ttl": "20s"})).await?;
+    installed.snapshot("shop", "deleted", &json!({})).await?;
+    mode(&installed, "v2").await?;
+    // Both have something to do, so they wait, their target resolved.
+    for (request, target) in [("waits", "needed"), ("waits-too", "deleted")] {
+        let spec = json!({"target": {"snapshot": target}, "suspend": true});
         ask(&installed, &alice(), request, &spec).await?;
-        let status = snapshot.status.clone().context("a status")?;
-        let patch = json!({"status": {"phase": "Planning", "resolved": {
-            "name": name, "uid": snapshot.metadata.uid, "version": status.version, "digest": status.digest,
-        }}});
-        as_operator
-            .patch_status(request, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
+        resolved(&installed, request).await?;
     }
-    // Taken later with a shorter life: once it is gone, the other's time was over as well.
-    installed.snapshot("shop", "sibling", &json!({"ttl": "1s"})).await?;
-    installed.snapshot("shop", "free", &json!({})).await?;
-    installed.snapshot("shop", "last", &json!({})).await?;
+    // Taken later with a shorter life: once it is gone, the other's time is over as well.
+    let until = |snapshot: &Snapshot| snapshot.status.as_ref().and_then(|s| s.expires_at.clone()).map(|t| t.0);
     let api: Api<Snapshot> = Api::namespaced(installed.admin().await?, "shop");
+    let sibling = installed.snapshot("shop", "sibling", &json!({"ttl": "20s"})).await?;
+    ensure!(
+        until(&api.get("needed").await?) <= until(&sibling),
+        "the one that is needed expires first"
+    );
+    installed.snapshot("shop", "last", &json!({})).await?;
     phase(&api, "sibling", "Expired")
         .await
         .with_context(|| installed.log())?;
     let held = api.get("needed").await?.status.context("a status")?;
     ensure!(format!("{:?}", held.phase) == "Some(Ready)", "{:?}", held.phase);
 
-    // Deleted by hand: the contents stay for the rollback, while those of a snapshot that nobody needs are let go.
+    // Deleted by hand: the contents stay for the rollback, sweep after sweep, while those of one that nobody needs are let go.
     let before = stored(&installed).await?;
-    for name in ["deleted", "free"] {
+    kubectl(&installed, &["delete", "snapshot", "deleted", "-n", "shop"]).await?;
+    for name in ["free", "free-too"] {
+        installed.snapshot("shop", name, &json!({})).await?;
         kubectl(&installed, &["delete", "snapshot", name, "-n", "shop"]).await?;
+        holds(&installed, before).await?;
     }
-    wait_until(PATIENCE, "the contents that nobody needs to be let go", async || {
-        let now = stored(&installed).await?;
-        if now < before {
-            Ok(Some(()))
-        } else {
-            bail!("{now} of {before} are stored")
-        }
-    })
-    .await?;
     let requests = requests(&installed).await?;
-    let go_on = Patch::Merge(json!({"spec": {"suspend": false}}));
-    requests.patch("waits-too", &PatchParams::default(), &go_on).await?;
-    let status = ended(&installed, "waits-too").await?;
-    ensure!(status["phase"] == "Planned", "{}", said(&status));
-
     let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+    requests.patch("waits-too", &PatchParams::default(), &cancel).await?;
+    holds(&installed, before - 1).await?;
     requests.patch("waits", &PatchParams::default(), &cancel).await?;
     phase(&api, "needed", "Expired")
         .await
         .with_context(|| installed.log())?;
     installed.cluster.stop().await
+}
+
+/// Waits until the target of the request is resolved.
+async fn resolved(installed: &Installed, name: &str) -> Result<()> {
+    let api = requests(installed).await?;
+    wait_until(PATIENCE, &format!("the target of {name} to be resolved"), async || {
+        let status = api.get(name).await.map_err(|e| e.to_string())?.status;
+        let known = status.as_ref().is_some_and(|s| s.resolved.is_some());
+        if known {
+            Ok(Some(()))
+        } else {
+            Err(format!("{status:?}"))
+        }
+    })
+    .await
+}
+
+/// Waits until so many snapshots are stored.
+async fn holds(installed: &Installed, wanted: u64) -> Result<()> {
+    wait_until(PATIENCE, &format!("{wanted} snapshots to be stored"), async || {
+        let now = stored(installed).await?;
+        if now == wanted {
+            Ok(Some(()))
+        } else {
+            bail!("{now} are stored")
+        }
+    })
+    .await
+    .with_context(|| installed.log())
 }
 
 /// Snapshots whose contents are stored.
@@ -426,6 +442,302 @@ async fn tests_that_cannot_work_or_read_what_the_requester_may_not_are_refused_w
         said(&status).contains("mallory may not get configmaps/web in shop, which a test reads"),
         "{}",
         said(&status)
+    );
+    installed.cluster.stop().await
+}
+
+/// Spec of a request to `good` with these tests; what is live equals it, so nothing has to be approved or written.
+fn proven_by(tests: &Value, stabilize: &str, timeout: &str) -> Value {
+    json!({
+        "target": {"snapshot": "good"}, "onFailure": "Stop", "resultSnapshot": false, "safetySnapshot": false,
+        "verify": {"tests": tests, "stabilize": stabilize, "timeout": timeout},
+    })
+}
+
+fn deployment(name: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"selector": {"matchLabels": {"app": name}}, "template": {
+            "metadata": {"labels": {"app": name}},
+            "spec": {"containers": [{"name": "app", "image": format!("registry.example/{name}:1")}]},
+        }},
+    })
+}
+
+/// What verification said of each test: `name: actual`.
+fn results(status: &Value) -> Vec<String> {
+    let rows = status["verification"]["results"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let row = |row: &Value| {
+        format!(
+            "{}: {}",
+            row["test"].as_str().unwrap_or_default(),
+            row["actual"].as_str().unwrap_or_default()
+        )
+    };
+    rows.iter().map(row).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_is_proven_by_its_tests_and_what_cannot_be_told_is_never_a_pass() -> Result<()> {
+    let installed = Installed::start("verifytests", Store::Directory).await?;
+    shop(&installed).await?;
+    for name in ["web", "slow"] {
+        installed.given(&deployment(name).to_string()).await?;
+        kubectl(
+            &installed,
+            &[
+                "rollout",
+                "status",
+                &format!("deployment/{name}"),
+                "-n",
+                "shop",
+                "--timeout=60s",
+            ],
+        )
+        .await?;
+    }
+    kubectl(
+        &installed,
+        &[
+            "create",
+            "secret",
+            "generic",
+            "web",
+            "-n",
+            "shop",
+            &format!("--from-literal=password={CANARY}"),
+        ],
+    )
+    .await?;
+    installed.snapshot("shop", "good", &json!({})).await?;
+    let object = json!({"kind": "ConfigMap", "name": "web"});
+    let matches = |name: &str, expression: &str| json!({"name": name, "objectMatches": {"object": object, "expression": expression}});
+
+    let all = json!([
+        {"name": "secret", "objectExists": {"kind": "Secret", "name": "web"}},
+        matches("mode", "object.data.mode == 'v1' && !has(object.metadata.ownerReferences)"),
+        {"name": "rolled-out", "rolloutStatus": {"workloads": ["Deployment/web", "Deployment/slow"]}},
+        {"name": "same", "snapshotMatches": {}},
+        {"name": "exactly", "snapshotMatches": {"exceptKept": false}},
+    ]);
+    ask(&installed, &alice(), "all", &proven_by(&all, "1s", "60s")).await?;
+    let status = ended(&installed, "all").await?;
+    let verification = &status["verification"];
+    ensure!(
+        status["phase"] == "Completed" && verification["status"] == "Passed",
+        "{status:#}"
+    );
+    ensure!(
+        verification["passed"] == 5 && verification["total"] == 5,
+        "{verification:#}"
+    );
+
+    let some = json!([
+        matches("mode", "object.data.mode == 'v1'"),
+        matches("wrong", "object.data.note == 'nothing'"),
+        matches("field", "object.data.absent == 'x'"),
+        {"name": "absent", "objectExists": {"kind": "ConfigMap", "name": "nowhere"}},
+        {"name": "workload", "rolloutStatus": {"workloads": ["Deployment/nowhere"]}},
+        {"name": "whole", "timeout": "10s", "objectMatches": {"object": {"kind": "ConfigMap", "name": "nowhere"}, "expression": "true"}},
+    ]);
+    ask(&installed, &alice(), "some", &proven_by(&some, "1s", "60s")).await?;
+    let status = ended(&installed, "some").await?;
+    ensure!(
+        status["phase"] == "Failed" && status["verification"]["status"] == "Failed",
+        "{status:#}"
+    );
+    ensure!(
+        results(&status)
+            == [
+                "wrong: it does not hold",
+                "field: a field that it reads is absent; use has() where that is fine",
+                "absent: absent",
+                "workload: Deployment/nowhere is absent",
+                "whole: absent",
+                "mode: it holds",
+            ],
+        "{:#?}",
+        results(&status)
+    );
+
+    // Values of different types: neither yes nor no, however long it is looked at.
+    let unclear = json!([
+        matches("mode", "object.data.mode == 'v1'"),
+        matches("types", "object.data.note > 3")
+    ]);
+    ask(&installed, &alice(), "unclear", &proven_by(&unclear, "1s", "4s")).await?;
+    let status = ended(&installed, "unclear").await?;
+    ensure!(
+        status["phase"] == "Failed" && status["verification"]["status"] == "Inconclusive",
+        "{status:#}"
+    );
+    ensure!(
+        results(&status)[0].starts_with("types: the expression compares"),
+        "{:?}",
+        results(&status)
+    );
+
+    // What the request is not about may differ, but not from the whole snapshot.
+    mode(&installed, "v2").await?;
+    let about = json!([
+        {"name": "same", "snapshotMatches": {}},
+        {"name": "exactly", "snapshotMatches": {"exceptKept": false}},
+    ]);
+    let mut spec = proven_by(&about, "1s", "60s");
+    spec["strategy"] = json!("Selective");
+    spec["objects"] = json!({"include": [{"kinds": ["Secret"]}]});
+    ask(&installed, &alice(), "about", &spec).await?;
+    let status = ended(&installed, "about").await?;
+    ensure!(
+        results(&status)
+            == [
+                "exactly: 1 changed (ConfigMap/web)",
+                "same: equal; 1 differ as the plan says"
+            ],
+        "{status:#}"
+    );
+    mode(&installed, "v1").await?;
+
+    let seen = kubectl(
+        &installed,
+        &["get", "rollbackrequests,events", "-n", "shop", "-o", "json"],
+    )
+    .await?;
+    ensure!(
+        !seen.contains(CANARY) && !installed.log().contains(CANARY),
+        "a value is shown"
+    );
+    let metrics = crate::snapshots::get(&installed.operator()?.admin().await?, "/metrics")?;
+    for line in [
+        "backstep_verifications_total{outcome=\"passed\"} 1",
+        "backstep_verifications_total{outcome=\"failed\"} 2",
+        "backstep_verifications_total{outcome=\"inconclusive\"} 1",
+        "backstep_rollbacks_created_total 4",
+        "backstep_rollbacks_total{outcome=\"completed\",cause=\"none\"} 1",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    installed.cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tests_are_tried_again_hold_for_the_window_and_end_when_the_request_is_cancelled() -> Result<()> {
+    let installed = Installed::start("verifywindow", Store::Directory).await?;
+    shop(&installed).await?;
+    installed.given(&deployment("web").to_string()).await?;
+    kubectl(
+        &installed,
+        &["rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s"],
+    )
+    .await?;
+    installed.snapshot("shop", "good", &json!({})).await?;
+    let pod = kubectl(
+        &installed,
+        &[
+            "get",
+            "pods",
+            "-n",
+            "shop",
+            "-l",
+            "app=web",
+            "-o",
+            "jsonpath={.items[0].metadata.name}",
+        ],
+    )
+    .await?;
+    let fail = format!("{}=CrashLoopBackOff", testbed::fake_kubelet::FAIL);
+    let mend = format!("{}-", testbed::fake_kubelet::FAIL);
+    let ready = async |wanted: &str| {
+        wait_until(PATIENCE, &format!("{wanted:?} ready replicas"), async || {
+            let arguments = [
+                "get",
+                "deployment",
+                "web",
+                "-n",
+                "shop",
+                "-o",
+                "jsonpath={.status.readyReplicas}",
+            ];
+            let now = kubectl(&installed, &arguments).await?;
+            if now == wanted { Ok(Some(())) } else { bail!("{now:?}") }
+        })
+        .await
+    };
+    let breaks = async || -> Result<()> {
+        kubectl(
+            &installed,
+            &["annotate", "pod", &pod, "-n", "shop", "--overwrite", &fail],
+        )
+        .await?;
+        ready("").await
+    };
+    let mends = async || -> Result<()> {
+        kubectl(&installed, &["annotate", "pod", &pod, "-n", "shop", &mend]).await?;
+        ready("1").await
+    };
+    let web = json!({"group": "apps", "kind": "Deployment", "name": "web"});
+    let expression = "has(object.status.readyReplicas) && object.status.readyReplicas == 1";
+    let retried =
+        json!([{"name": "ready", "retries": 100, "objectMatches": {"object": web, "expression": expression}}]);
+    let waited = json!([{"name": "rolled-out", "timeout": "80s", "rolloutStatus": {"workloads": ["Deployment/web"]}}]);
+    let verifying = async |name: &str| {
+        let api = requests(&installed).await?;
+        wait_until(PATIENCE, &format!("{name} to be verified"), async || {
+            let status = api.get(name).await.map_err(|e| e.to_string())?.status;
+            let phase = status.as_ref().and_then(|s| s.phase).map(|p| format!("{p:?}"));
+            if phase.as_deref() == Some("Verifying") {
+                Ok(Some(()))
+            } else {
+                Err(format!("{status:?}"))
+            }
+        })
+        .await
+    };
+
+    // Not well when it is first looked at: retries and waiting see it become well.
+    for (name, tests) in [("retried", &retried), ("waited", &waited)] {
+        breaks().await?;
+        ask(&installed, &alice(), name, &proven_by(tests, "1s", "85s")).await?;
+        verifying(name).await?;
+        mends().await?;
+        let status = ended(&installed, name).await?;
+        ensure!(status["verification"]["status"] == "Passed", "{name}: {status:#}");
+    }
+
+    // Well at first, and not any more inside the window.
+    let once = json!([{"name": "ready", "objectMatches": {"object": web, "expression": expression}}]);
+    ask(&installed, &alice(), "window", &proven_by(&once, "10m", "20m")).await?;
+    verifying("window").await?;
+    breaks().await?;
+    let status = ended(&installed, "window").await?;
+    ensure!(results(&status) == ["ready: it does not hold"], "{status:#}");
+    mends().await?;
+
+    // A test that does not end by itself ends with its time, and says what it saw.
+    breaks().await?;
+    let short = json!([{"name": "rolled-out", "timeout": "3s", "rolloutStatus": {"workloads": ["Deployment/web"]}}]);
+    ask(&installed, &alice(), "late", &proven_by(&short, "1s", "60s")).await?;
+    let status = ended(&installed, "late").await?;
+    ensure!(
+        status["verification"]["status"] == "Failed" && results(&status)[0].starts_with("rolled-out: Deployment/web: "),
+        "{status:#}"
+    );
+    mends().await?;
+
+    ask(&installed, &alice(), "cancelled", &proven_by(&once, "10m", "20m")).await?;
+    verifying("cancelled").await?;
+    let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+    requests(&installed)
+        .await?
+        .patch("cancelled", &PatchParams::default(), &cancel)
+        .await?;
+    let status = ended(&installed, "cancelled").await?;
+    ensure!(
+        status["phase"] == "Cancelled" && status["verification"]["status"] == "Inconclusive",
+        "{status:#}"
     );
     installed.cluster.stop().await
 }

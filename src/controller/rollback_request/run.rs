@@ -7,7 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kube::ResourceExt as _;
+use kube::{Api, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -24,7 +24,7 @@ use crate::{
     },
     capture::Failure,
     cluster::{
-        Class, clock,
+        Class, call, clock,
         lease::{Election, LeaseOptions},
     },
     controller::approval_request::{self, ApprovalFacts},
@@ -419,6 +419,18 @@ const fn reason_of(refusal: &Refusal) -> &'static str {
 
 /// Nothing is written to the target: the tests are run, and the target is the version that is live.
 pub(super) async fn prove(planner: &Planner, request: Arc<RollbackRequest>, running: Running) -> Ran {
+    // The status that names the target was written after `request` was read.
+    let api: Api<RollbackRequest> = Api::namespaced(
+        planner.context.client.clone(),
+        &request.namespace().unwrap_or_default(),
+    );
+    let name = request.name_any();
+    let read = call::repeat("read the target of the request", call::DEADLINE, || api.get(&name)).await;
+    let request = match read {
+        Ok(found) if found.uid() == request.uid() => Arc::new(found),
+        Ok(_) => return Ran::Void("the request was replaced by another one".into()),
+        Err(error) => return Ran::held(reasons::API_UNAVAILABLE, error.to_string()),
+    };
     let Some(resolved) = request.status.as_ref().and_then(|s| s.resolved.clone()) else {
         return Ran::Void("the target is not known any more".into());
     };

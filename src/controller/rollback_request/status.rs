@@ -25,6 +25,7 @@ use crate::{
     cluster::{Result, call, clock},
     controller::{approval_request::Asked, context::Context},
     domain::rollback::{self, Step},
+    telemetry::metrics::RollbackEnded,
 };
 
 /// How long until a plan is tried again.
@@ -151,12 +152,31 @@ async fn write(request: &Arc<RollbackRequest>, next: Next, context: &Context) ->
     let params = PostParams::default();
     let what = format!("write the status of rollbackrequest {namespace}/{name}");
     call::repeat(&what, call::DEADLINE, || api.replace_status(&name, &params, &changed)).await?;
+    count(context, request, changed.status.as_ref());
     if let Some((warning, reason, note)) = event {
         context
             .event(request.as_ref(), warning, reason, "Rollback", &note)
             .await;
     }
     Ok(requeue)
+}
+
+/// Counts the request when it is taken up, and once more when it ends.
+fn count(context: &Context, request: &RollbackRequest, written: Option<&RollbackRequestStatus>) {
+    let Some(written) = written else { return };
+    if request.status.is_none() && !request.spec.dry_run {
+        context.metrics.rollbacks_created.inc();
+    }
+    let ready = written.conditions.iter().find(|c| c.type_ == conditions::READY);
+    let reason = ready.map_or("", |condition| condition.reason.as_str());
+    let Some(ended) = RollbackEnded::of(written.phase.unwrap_or_default(), reason) else {
+        return;
+    };
+    context.metrics.rollbacks.get_or_create(&ended).inc();
+    if let (Some(began), Some(over)) = (&written.started_at, &written.completed_at) {
+        let seconds = over.0.duration_since(began.0).as_secs_f64();
+        context.metrics.rollback_seconds.observe(seconds.max(0.0));
+    }
 }
 
 /// Everything until the plan is there.

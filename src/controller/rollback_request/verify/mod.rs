@@ -56,7 +56,8 @@ pub(super) struct Subject<'a> {
     pub catalog: &'a Mutex<Catalog>,
     pub request: &'a RollbackRequest,
     pub resolved: &'a ResolvedSnapshot,
-    /// Objects that may differ from the target: those of [`verify::excepted`], and those that execution left alone.
+    /// Objects that `snapshotMatches` lets differ even where a plan made now would write them: those of [`verify::excepted`], drifted ones
+    /// that `conflict: KeepLive` left alone, and workloads whose image was pinned.
     pub excepted: &'a BTreeSet<ObjectId>,
 }
 
@@ -88,12 +89,12 @@ async fn rounds(
     deadline: Instant,
     cancel: &CancellationToken,
 ) -> VerificationStatus {
-    let begin = Instant::now();
+    let start = Instant::now();
     // Admission lets only durations through.
     let timeout = duration::parse(&spec.timeout).unwrap_or(Duration::from_secs(600));
     let stabilize = duration::parse(&spec.stabilize).unwrap_or(Duration::from_secs(30));
-    let deadline = deadline.min(begin + timeout);
-    let mut course = Course::new(stabilize, deadline.saturating_duration_since(begin));
+    let deadline = deadline.min(start + timeout);
+    let mut course = Course::new(stabilize, deadline.saturating_duration_since(start));
     let namespace = subject.request.namespace().unwrap_or_default();
     let nothing = |why: &str| {
         let of = |test| checked(test, Seen::inconclusive(why));
@@ -109,13 +110,15 @@ async fn rounds(
         Err(why) => return verify::status(&nothing(&why), None),
     };
     loop {
-        let began = begin.elapsed();
-        let looks = spec.tests.iter().map(|test| {
-            let (kinds, namespace) = (&kinds, namespace.as_str());
-            async move { checked(test, attempts(subject, kinds, namespace, test, deadline, cancel).await) }
-        });
-        let results: Vec<Checked> = stream::iter(looks).buffered(TOGETHER).collect().await;
-        match course.after(verify::all_in_all(&results), began, begin.elapsed()) {
+        let began = start.elapsed();
+        // Made one by one: a lazy iterator over borrowed tests could not be sent to another thread.
+        let mut looks = Vec::with_capacity(spec.tests.len());
+        for test in &spec.tests {
+            looks.push(attempts(subject, &kinds, &namespace, test, deadline, cancel));
+        }
+        let seen: Vec<Seen> = stream::iter(looks).buffered(TOGETHER).collect().await;
+        let results: Vec<Checked> = spec.tests.iter().zip(seen).map(|(test, seen)| checked(test, seen)).collect();
+        match course.after(verify::all_in_all(&results), began, start.elapsed()) {
             Next::Over(Verdict::AsSeen) => return verify::status(&results, None),
             Next::Over(Verdict::WindowCutShort(held)) => {
                 let why = format!("held for {} s, and the time for verification is over", held.as_secs());

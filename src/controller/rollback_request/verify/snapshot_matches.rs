@@ -1,4 +1,5 @@
-//! Live equals the target, read through the snapshot's own selection as a capture would.
+//! Live equals the target, read through the snapshot's own selection as a capture would. What differs is held against a plan made anew:
+//! nothing may be left to write.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use futures::TryStreamExt as _;
 
-use super::Look;
+use super::{Look, Subject};
 use crate::{
     api::{
         reasons,
@@ -18,7 +19,11 @@ use crate::{
     },
     capture::{self, Failure, Observed, Pass, Sink, Target, WantedKind},
     cluster::{self, Class},
-    controller::rollback_request::{gather, store_failure},
+    controller::rollback_request::{
+        gather,
+        plan::{self, Aim},
+        store_failure,
+    },
     domain::{
         object::{Digest, FingerprintKey, ObjectId},
         snapshot::Selection,
@@ -27,20 +32,14 @@ use crate::{
 };
 
 pub(super) async fn look(look: &Look<'_>, test: &SnapshotMatches) -> Seen {
-    let nothing = BTreeSet::new();
-    let excepted = if test.except_kept {
-        look.subject.excepted
-    } else {
-        &nothing
-    };
-    match compare(look, excepted).await {
+    match compare(look, test.except_kept).await {
         Ok(differences) if differences.is_empty() => Seen::passed(differences.to_string()),
         Ok(differences) => Seen::failed(differences.to_string()),
         Err(failure) => Seen::inconclusive(failure.message),
     }
 }
 
-async fn compare(look: &Look<'_>, excepted: &BTreeSet<ObjectId>) -> Result<Differences, Failure> {
+async fn compare(look: &Look<'_>, except_kept: bool) -> Result<Differences, Failure> {
     let context = look.subject.context;
     let repository = context
         .store
@@ -76,9 +75,34 @@ async fn compare(look: &Look<'_>, excepted: &BTreeSet<ObjectId>) -> Result<Diffe
         None
     };
     let (live, images) = live(look, selection, key).await?;
-    let mut differences = Differences::between(&target, &live, excepted);
-    differences.compare_images(&extras.images, &images, excepted);
+    let mut differences = Differences::between(&target, &live);
+    differences.compare_images(&extras.images, &images);
+    if except_kept && !differences.is_empty() {
+        differences.except(&may_differ(look, &differences).await?);
+    }
     Ok(differences)
+}
+
+/// Of what differs, everything that a plan made now would not write: kept, skipped, decided by the server or an autoscaler, outside of
+/// what the request is about. And what this execution left alone or pinned.
+async fn may_differ(look: &Look<'_>, differences: &Differences) -> Result<BTreeSet<ObjectId>, Failure> {
+    let Subject {
+        context,
+        catalog,
+        request,
+        resolved,
+        excepted,
+    } = *look.subject;
+    // The policy is part of what an approval is bound to, and this plan is never approved.
+    let aim = Aim::Rest(Digest::of(&[]));
+    let (_, plan) = plan::from_live(context, catalog, request, resolved, aim).await?;
+    let written: BTreeSet<&ObjectId> = plan.writes().map(|item| &item.id).collect();
+    Ok(differences
+        .objects()
+        .filter(|id| !written.contains(id))
+        .chain(excepted)
+        .cloned()
+        .collect())
 }
 
 /// Digests by identity.
