@@ -5,6 +5,7 @@ mod damage;
 mod figures;
 mod history;
 mod race;
+mod schedule;
 mod secrets;
 
 use std::{
