@@ -121,6 +121,22 @@ impl WriterInner {
         (packer.unplaced.contains(&key) || packer.index.ordinals(&key).next().is_some()).then_some(Known::Writing)
     }
 
+    /// Like [`known`](Self::known), for content that `what` needs.
+    pub fn require(&self, digest: &Digest, what: impl FnOnce() -> String) -> Result<Known> {
+        self.known(digest).ok_or_else(|| {
+            if self.is_lost(&key_of(digest)) {
+                Error::PackCondemned {
+                    what: format!("chunk {digest}"),
+                }
+            } else {
+                Error::MissingChunk {
+                    digest: *digest,
+                    what: what(),
+                }
+            }
+        })
+    }
+
     pub async fn put(self: &Arc<Self>, group: FrameGroup, bytes: &[u8]) -> Result<(Digest, bool)> {
         let digest = Digest::of(bytes);
         if self.repository.touch(&key_of(&digest), &self.touched) {

@@ -89,6 +89,8 @@ async fn build(writer: &Writer, previous: Option<&SnapshotRecord>, objects: &Obj
                 format!("beside {kind_name}").as_bytes(),
             )
             .await?;
+        // Between the two, other tasks may take the content out of use.
+        tokio::task::yield_now().await;
         builder
             .add(&kind, entry(name, digest, content.len(), Some(beside)))
             .await?;

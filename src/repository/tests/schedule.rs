@@ -1,6 +1,6 @@
 //! Many interleavings of two processes on one store, each decided by a seed: a failure names the seed, and the seed brings it back.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, ops::Range, sync::atomic::AtomicUsize};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,14 +21,18 @@ fn random() -> [u8; 16] {
 #[derive(Debug)]
 struct Slow {
     inner: Arc<dyn Backend>,
+    /// One wait of so many is a long one.
+    rarity: u32,
+    /// Turns of the longest wait.
+    longest: u32,
 }
 
 impl Slow {
     /// Mostly a moment; now and then long enough for the others to do a lot.
-    async fn dawdle() {
-        let turns = RANDOM.with_borrow_mut(|random| match random.random_range(0..24) {
-            0 => random.random_range(0..600),
-            1..=5 => random.random_range(0..40),
+    async fn dawdle(&self) {
+        let turns = RANDOM.with_borrow_mut(|random| match random.random_range(0..self.rarity) {
+            0 => random.random_range(0..self.longest),
+            1 | 2 => random.random_range(0..40),
             _ => random.random_range(0..4),
         });
         for _ in 0..turns {
@@ -36,10 +40,10 @@ impl Slow {
         }
     }
 
-    async fn slowly<T>(call: impl Future<Output = T>) -> T {
-        Self::dawdle().await;
+    async fn slowly<T>(&self, call: impl Future<Output = T>) -> T {
+        self.dawdle().await;
         let answer = call.await;
-        Self::dawdle().await;
+        self.dawdle().await;
         answer
     }
 }
@@ -47,27 +51,27 @@ impl Slow {
 #[async_trait]
 impl Backend for Slow {
     async fn put_new(&self, key: &str, blob: Vec<Bytes>) -> Result<Put> {
-        Self::slowly(self.inner.put_new(key, blob)).await
+        self.slowly(self.inner.put_new(key, blob)).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        Self::slowly(self.inner.get(key)).await
+        self.slowly(self.inner.get(key)).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>> {
-        Self::slowly(self.inner.get_range(key, range)).await
+        self.slowly(self.inner.get_range(key, range)).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<BlobInfo>> {
-        Self::slowly(self.inner.list(prefix)).await
+        self.slowly(self.inner.list(prefix)).await
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        Self::slowly(self.inner.delete(key)).await
+        self.slowly(self.inner.delete(key)).await
     }
 
     async fn sweep(&self, older_than: Timestamp) -> Result<u64> {
-        Self::slowly(self.inner.sweep(older_than)).await
+        self.slowly(self.inner.sweep(older_than)).await
     }
 }
 
@@ -100,7 +104,7 @@ fn is_kept(round: u64) -> bool {
     round.is_multiple_of(4)
 }
 
-async fn captures(repository: Repository, process: u64) -> Result<(), String> {
+async fn captures(repository: Repository, process: u64, unfinished: Arc<AtomicUsize>) -> Result<(), String> {
     for round in 0..ROUNDS {
         let (state, uid) = (state_of(round), format!("u-{process}-{round}"));
         loop {
@@ -119,11 +123,12 @@ async fn captures(repository: Repository, process: u64) -> Result<(), String> {
             repository.delete(&[uid]).await.map_err(|e| e.to_string())?;
         }
     }
+    unfinished.fetch_sub(1, Ordering::SeqCst);
     Ok(())
 }
 
-async fn maintenance(repository: Repository) -> Result<(), String> {
-    for _ in 0..ROUNDS {
+async fn maintenance(repository: Repository, unfinished: Arc<AtomicUsize>) -> Result<(), String> {
+    while unfinished.load(Ordering::SeqCst) > 0 {
         let report = repository.maintain().await.map_err(|e| format!("maintain: {e}"))?;
         if let Some(why) = report.skipped {
             return Err(format!("maintenance was skipped: {why}"));
@@ -153,14 +158,19 @@ async fn audits(backend: Arc<dyn Backend>, options: Options) -> Result<(), Strin
 async fn two_processes(seed: u64) -> Result<(), String> {
     RANDOM.with_borrow_mut(|random| *random = SmallRng::seed_from_u64(seed));
     let store = memory();
-    let backend: Arc<dyn Backend> = Arc::new(Slow { inner: store.clone() });
+    let backend: Arc<dyn Backend> = Arc::new(Slow {
+        inner: store.clone(),
+        rarity: [6, 20, 60][usize::try_from(seed % 3).unwrap()],
+        longest: [60, 400, 2000][usize::try_from(seed / 3 % 3).unwrap()],
+    });
+    let unfinished = Arc::new(AtomicUsize::new(2));
     let mut tasks = tokio::task::JoinSet::new();
     for process in 0..2 {
         let repository = Repository::open(backend.clone(), settings(seed))
             .await
             .map_err(|e| e.to_string())?;
-        tasks.spawn(captures(repository.clone(), process));
-        tasks.spawn(maintenance(repository));
+        tasks.spawn(captures(repository.clone(), process, unfinished.clone()));
+        tasks.spawn(maintenance(repository, unfinished.clone()));
     }
     tasks.spawn(audits(backend, settings(seed)));
     while let Some(done) = tasks.join_next().await {
@@ -202,5 +212,5 @@ fn no_order_of_the_calls_of_two_processes_loses_contents() {
 #[test]
 #[ignore = "minutes: a longer hunt"]
 fn thousands_of_orders_lose_nothing_either() {
-    explore(0..600);
+    explore(1_000..5_000);
 }
