@@ -87,13 +87,13 @@ fn settings(seed: u64) -> Options {
         random,
         compression_level: 1,
         orphan_grace: grace,
-        checkpoint_records: 2 + seed % 5,
-        small_packs: 2 + usize::try_from(seed / 5 % 3).unwrap(),
+        checkpoint_records: 2 + seed % 7,
+        small_packs: 2 + usize::try_from(seed / 7 % 3).unwrap(),
         ..options()
     }
 }
 
-const ROUNDS: u64 = 10;
+const ROUNDS: u64 = 9;
 
 /// Contents come and go, and the processes have them in common, so that captures rely on what is being collected.
 fn state_of(round: u64) -> Objects {
@@ -110,7 +110,8 @@ async fn captures(repository: Repository, process: u64, unfinished: Arc<AtomicUs
         loop {
             match capture(&repository, &uid, &format!("ns{process}"), &state).await {
                 Ok(_) => break,
-                Err(error) if error.needs_new_capture() => {}
+                // Collected meanwhile, or the other process kept being faster.
+                Err(error) if error.is_transient() => {}
                 Err(error) => return Err(format!("capture {uid}: {error}")),
             }
         }
@@ -120,7 +121,11 @@ async fn captures(repository: Repository, process: u64, unfinished: Arc<AtomicUs
             Err(error) => return Err(format!("read {uid} after its capture: {error}")),
         }
         if !is_kept(round) {
-            repository.delete(&[uid]).await.map_err(|e| e.to_string())?;
+            while let Err(error) = repository.delete(std::slice::from_ref(&uid)).await {
+                if !error.is_transient() {
+                    return Err(format!("delete {uid}: {error}"));
+                }
+            }
         }
     }
     unfinished.fetch_sub(1, Ordering::SeqCst);
@@ -129,9 +134,14 @@ async fn captures(repository: Repository, process: u64, unfinished: Arc<AtomicUs
 
 async fn maintenance(repository: Repository, unfinished: Arc<AtomicUsize>) -> Result<(), String> {
     while unfinished.load(Ordering::SeqCst) > 0 {
-        let report = repository.maintain().await.map_err(|e| format!("maintain: {e}"))?;
-        if let Some(why) = report.skipped {
-            return Err(format!("maintenance was skipped: {why}"));
+        match repository.maintain().await {
+            Ok(report) => {
+                if let Some(why) = report.skipped {
+                    return Err(format!("maintenance was skipped: {why}"));
+                }
+            }
+            Err(error) if error.is_transient() => {}
+            Err(error) => return Err(format!("maintain: {error}")),
         }
     }
     Ok(())
@@ -158,27 +168,37 @@ async fn audits(backend: Arc<dyn Backend>, options: Options) -> Result<(), Strin
 async fn two_processes(seed: u64) -> Result<(), String> {
     RANDOM.with_borrow_mut(|random| *random = SmallRng::seed_from_u64(seed));
     let store = memory();
-    let backend: Arc<dyn Backend> = Arc::new(Slow {
-        inner: store.clone(),
-        rarity: [6, 20, 60][usize::try_from(seed % 3).unwrap()],
-        longest: [60, 400, 2000][usize::try_from(seed / 3 % 3).unwrap()],
-    });
+    // Each process has a pace of its own.
+    let slowly = |process: u64| -> Arc<dyn Backend> {
+        let pace = seed / [1, 5, 25][usize::try_from(process).unwrap()] % 5;
+        let (rarity, longest) =
+            [(3, 300), (8, 2000), (20, 100), (20, 1000), (60, 4000)][usize::try_from(pace).unwrap()];
+        Arc::new(Slow {
+            inner: store.clone(),
+            rarity,
+            longest,
+        })
+    };
     let unfinished = Arc::new(AtomicUsize::new(2));
     let mut tasks = tokio::task::JoinSet::new();
     for process in 0..2 {
-        let repository = Repository::open(backend.clone(), settings(seed))
+        let repository = Repository::open(slowly(process), settings(seed))
             .await
             .map_err(|e| e.to_string())?;
         tasks.spawn(captures(repository.clone(), process, unfinished.clone()));
         tasks.spawn(maintenance(repository, unfinished.clone()));
     }
-    tasks.spawn(audits(backend, settings(seed)));
+    tasks.spawn(audits(slowly(2), settings(seed)));
     while let Some(done) = tasks.join_next().await {
         done.map_err(|e| e.to_string())??;
     }
     let repository = open(&store).await;
     repository.maintain().await.map_err(|e| e.to_string())?;
-    for uid in (0..2).flat_map(|process| (0..ROUNDS).filter(|round| is_kept(*round)).map(move |round| (process, round))) {
+    for uid in (0..2).flat_map(|process| {
+        (0..ROUNDS)
+            .filter(|round| is_kept(*round))
+            .map(move |round| (process, round))
+    }) {
         let (process, round) = uid;
         let found = contents(&repository, &format!("u-{process}-{round}")).await;
         if found.map_err(|e| format!("u-{process}-{round} in the end: {e}"))? != state_of(round) {
@@ -196,7 +216,10 @@ async fn two_processes(seed: u64) -> Result<(), String> {
 fn explore(seeds: Range<u64>) {
     let failures: Vec<String> = seeds
         .filter_map(|seed| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             let problem = runtime.block_on(two_processes(seed)).err()?;
             Some(format!("seed {seed}: {problem}"))
         })
@@ -206,11 +229,11 @@ fn explore(seeds: Range<u64>) {
 
 #[test]
 fn no_order_of_the_calls_of_two_processes_loses_contents() {
-    explore(0..40);
+    explore(0..30);
 }
 
 #[test]
-#[ignore = "minutes: a longer hunt"]
+#[ignore = "takes minutes"]
 fn thousands_of_orders_lose_nothing_either() {
-    explore(1_000..5_000);
+    explore(1_000..3_000);
 }
