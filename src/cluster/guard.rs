@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use jiff::Timestamp;
 use k8s_openapi::{
     api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -60,6 +61,24 @@ pub async fn missing(client: &Client) -> Result<Vec<String>> {
     Ok(missing)
 }
 
+/// When the kind `plural` was defined; `None` unless its CRD is there, established, and not being deleted.
+pub async fn served_since(client: &Client, plural: &str) -> Result<Option<Timestamp>> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let name = format!("{plural}.{GROUP}");
+    let what = format!("get customresourcedefinition {name}");
+    let crd = call::repeat(&what, call::DEADLINE, || api.get_opt(&name)).await?;
+    Ok(crd
+        .filter(|crd| crd.metadata.deletion_timestamp.is_none() && is_established(crd))
+        .and_then(|crd| Some(crd.metadata.creation_timestamp?.0)))
+}
+
+fn is_established(crd: &CustomResourceDefinition) -> bool {
+    crd.status
+        .as_ref()
+        .and_then(|s| s.conditions.as_ref())
+        .is_some_and(|cs| cs.iter().any(|c| c.type_ == "Established" && c.status == "True"))
+}
+
 async fn missing_kinds(client: &Client) -> Result<Vec<String>> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let mut missing = Vec::new();
@@ -67,12 +86,7 @@ async fn missing_kinds(client: &Client) -> Result<Vec<String>> {
         let name = format!("{plural}.{GROUP}");
         let what = format!("get customresourcedefinition {name}");
         let crd = call::repeat(&what, call::DEADLINE, || api.get_opt(&name)).await?;
-        let established = crd.as_ref().is_some_and(|crd| {
-            crd.status
-                .as_ref()
-                .and_then(|s| s.conditions.as_ref())
-                .is_some_and(|cs| cs.iter().any(|c| c.type_ == "Established" && c.status == "True"))
-        });
+        let established = crd.as_ref().is_some_and(is_established);
         if !established {
             missing.push(format!(
                 "the CRD {name} is not established; install or upgrade the chart"
