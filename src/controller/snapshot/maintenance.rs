@@ -48,6 +48,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
                     .min(context.options.verify_interval)
             }
             Err((_, corrupt)) => {
+                let corrupt = corrupt || context.store.wants_verification();
                 context.metrics.repository_corrupt.set(i64::from(corrupt));
                 std::time::Duration::from_millis(500)
             }
