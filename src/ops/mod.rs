@@ -12,6 +12,7 @@ pub mod facts;
 pub mod list;
 pub mod live;
 pub mod reference;
+pub mod retained;
 pub mod session;
 pub mod show;
 pub mod status;

@@ -434,7 +434,9 @@ async fn deleting_the_crd_of_snapshots_does_not_cost_their_contents() -> Result<
         }
     })
     .await?;
-    installed.given(include_str!("../../crds/backstep.dev_snapshots.yaml")).await?;
+    installed
+        .given(include_str!("../../crds/backstep.dev_snapshots.yaml"))
+        .await?;
 
     // One that is deleted for itself goes at once, which also shows that the operator has looked at all of them since.
     wait_until(PATIENCE, "a snapshot of the new kind", async || {

@@ -70,7 +70,10 @@ async fn tidy(context: &Context, repository: &Repository, missing_since: &mut Ha
         Ok(0) => {}
         Ok(freed) => tracing::info!(freed, "contents of Snapshots that are gone are let go"),
         Err(error) => {
-            tracing::warn!(error, "contents of Snapshots that are gone cannot be let go now; trying again");
+            tracing::warn!(
+                error,
+                "contents of Snapshots that are gone cannot be let go now; trying again"
+            );
             context.store.put_released_back(released);
         }
     }
@@ -164,7 +167,11 @@ async fn sweep(
             Ok(true) => {}
             Ok(false) => gone.push(uid.to_owned()),
             // Damaged notes of one snapshot must not keep the contents of all others.
-            Err(error) => tracing::warn!(uid, error, "it cannot be read whether contents are to be retained; they stay"),
+            Err(error) => tracing::warn!(
+                uid,
+                error,
+                "it cannot be read whether contents are to be retained; they stay"
+            ),
         }
     }
     if !gone.is_empty() {

@@ -100,8 +100,9 @@ pub(super) const DAMAGED: &str = "stored contents are missing or do not match th
      `kubectl backstep snapshot verify` names what is damaged; bring it back from a backup of the store, or take a new Snapshot";
 
 /// What an expired snapshot says whose contents stay.
-pub(super) const RETAINED: &str = "spec.ttl is over; the contents are kept, as spec.deletionPolicy is Retain. They cannot be rolled \
-     back to any more; administrators can read and delete them: kubectl backstep snapshot list --retained";
+pub(super) const RETAINED: &str = "spec.ttl is over; the contents are kept, as spec.deletionPolicy is Retain. Nothing is rolled back to \
+     them any more; administrators can read them (kubectl backstep snapshot export), and delete them once this Snapshot is deleted \
+     (kubectl backstep snapshot delete --retained)";
 
 /// Whether the last thing said of the contents is that they are damaged.
 pub(super) fn is_damaged(status: &SnapshotStatus) -> bool {

@@ -4,7 +4,7 @@ use std::{cell::RefCell, ops::Range, sync::atomic::AtomicUsize};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use rand::{Rng, SeedableRng as _, rngs::SmallRng};
 
 use super::*;
 use crate::repository::backend::BlobInfo;
@@ -14,7 +14,7 @@ thread_local! {
 }
 
 fn random() -> [u8; 16] {
-    RANDOM.with_borrow_mut(|random| random.random())
+    RANDOM.with_borrow_mut(rand::Rng::random)
 }
 
 /// Waits before and after each call, for as many turns of the other tasks as the seed says.
