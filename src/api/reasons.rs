@@ -44,7 +44,7 @@ pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 pub const INTERRUPTED: &str = "Interrupted";
 /// `spec.ttl` is over; contents are freed.
 pub const EXPIRED: &str = "Expired";
-/// `spec.ttl` is over, but the snapshot is pinned, referenced, or the last good one of its lineage.
+/// `spec.ttl` is over, but the contents are kept: `spec.deletionPolicy` is `Retain`.
 pub const RETAINED: &str = "Retained";
 /// The guard is missing, changed, or not settled; the message says until when.
 pub const GUARD_UNHEALTHY: &str = "GuardUnhealthy";

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use kube::Client;
+use jiff::Timestamp;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{Api, Client};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -11,7 +13,25 @@ use super::{
     error::{Error, Result},
     list::{Collection, Pager},
 };
-use crate::domain::object::shape::ListShape;
+use crate::{api::names::GROUP, domain::object::shape::ListShape};
+
+/// When Backstep's kind `plural` was defined; `None` unless its CRD is there, established, and not being deleted.
+pub async fn served_since(client: &Client, plural: &str) -> Result<Option<Timestamp>> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let name = format!("{plural}.{GROUP}");
+    let what = format!("get customresourcedefinition {name}");
+    let crd = call::repeat(&what, call::DEADLINE, || api.get_opt(&name)).await?;
+    Ok(crd
+        .filter(|crd| crd.metadata.deletion_timestamp.is_none() && is_established(crd))
+        .and_then(|crd| Some(crd.metadata.creation_timestamp?.0)))
+}
+
+fn is_established(crd: &CustomResourceDefinition) -> bool {
+    crd.status
+        .as_ref()
+        .and_then(|s| s.conditions.as_ref())
+        .is_some_and(|cs| cs.iter().any(|c| c.type_ == "Established" && c.status == "True"))
+}
 
 /// One custom resource.
 #[derive(Clone, Debug)]

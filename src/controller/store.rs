@@ -1,12 +1,12 @@
 //! The operator's one repository: opened in the background, and never assumed to be there.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -26,16 +26,37 @@ use crate::{
 #[derive(Clone)]
 pub struct Store {
     state: Arc<RwLock<State>>,
-    /// UIDs of Snapshots that were seen to go, until their contents are let go.
-    released: Arc<Mutex<Vec<String>>>,
+    released: Arc<Mutex<Released>>,
     maintenance: Arc<Notify>,
-    /// UIDs of Snapshots whose contents the last verification found damaged.
-    damaged: Arc<RwLock<HashSet<String>>>,
+    damage: Arc<RwLock<Damage>>,
     location: Location,
     options: repository::Options,
     quota: u64,
     client: Client,
     namespace: String,
+}
+
+/// Snapshots that were seen to go, until their contents are let go: when each was made, by UID.
+pub type Released = HashMap<String, Timestamp>;
+
+/// What is known of damage.
+#[derive(Default)]
+struct Damage {
+    /// The store was read back since this process began.
+    verified: bool,
+    /// UIDs of Snapshots whose contents are damaged, by the last verification, here or in a process before.
+    snapshots: HashSet<String>,
+}
+
+/// What the last verification said of a Snapshot's contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing yet: this process has not verified. What the Snapshot's status says still counts.
+    Unknown,
+    /// They match their digests.
+    Sound,
+    /// They do not.
+    Damaged,
 }
 
 #[derive(Clone)]
@@ -90,7 +111,7 @@ impl Store {
             })),
             released: Arc::default(),
             maintenance: Arc::default(),
-            damaged: Arc::default(),
+            damage: Arc::default(),
             location,
             options: repository_options,
             quota: if options.store_quota == 0 {
@@ -114,32 +135,65 @@ impl Store {
         }
     }
 
-    /// Notes that the contents of the Snapshot `uid` are no longer wanted.
-    pub fn release(&self, uid: String) {
-        self.released.lock().unwrap_or_else(PoisonError::into_inner).push(uid);
+    /// Notes that the Snapshot `uid`, made at `created`, was seen to go, and its contents are no longer wanted.
+    pub fn release(&self, uid: String, created: Timestamp) {
+        self.lock_released().insert(uid, created);
         self.want_maintenance();
     }
 
-    /// The UIDs noted since the last call.
-    pub fn take_released(&self) -> Vec<String> {
-        std::mem::take(&mut *self.released.lock().unwrap_or_else(PoisonError::into_inner))
+    /// What was noted since the last call.
+    pub fn take_released(&self) -> Released {
+        std::mem::take(&mut *self.lock_released())
     }
 
-    /// Replaces what is known to be damaged; returns what was or is.
+    /// Notes again what could not be let go.
+    pub fn put_released_back(&self, released: Released) {
+        self.lock_released().extend(released);
+    }
+
+    fn lock_released(&self) -> MutexGuard<'_, Released> {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces what is known to be damaged after a verification; returns what was or is.
     pub fn set_damaged(&self, uids: HashSet<String>) -> HashSet<String> {
-        match self.damaged.write() {
-            Ok(mut damaged) => {
-                let concerned = damaged.union(&uids).cloned().collect();
-                *damaged = uids;
+        match self.damage.write() {
+            Ok(mut damage) => {
+                damage.verified = true;
+                let concerned = damage.snapshots.union(&uids).cloned().collect();
+                damage.snapshots = uids;
                 concerned
             }
             Err(_) => HashSet::new(),
         }
     }
 
-    /// Whether the last verification found the contents of the Snapshot damaged.
-    pub fn is_damaged(&self, uid: &str) -> bool {
-        self.damaged.read().is_ok_and(|damaged| damaged.contains(uid))
+    /// Takes over what a process before this one found; the store is then verified soon. Returns whether it was new.
+    pub fn remember_damaged(&self, uid: &str) -> bool {
+        let new = self
+            .damage
+            .write()
+            .is_ok_and(|mut damage| !damage.verified && damage.snapshots.insert(uid.to_owned()));
+        if new {
+            self.want_maintenance();
+        }
+        new
+    }
+
+    /// Whether damage is known only from a process before this one.
+    pub fn wants_verification(&self) -> bool {
+        self.damage
+            .read()
+            .is_ok_and(|damage| !damage.verified && !damage.snapshots.is_empty())
+    }
+
+    /// What the last verification said of the contents of the Snapshot.
+    pub fn verdict(&self, uid: &str) -> Verdict {
+        match self.damage.read() {
+            Ok(damage) if damage.snapshots.contains(uid) => Verdict::Damaged,
+            Ok(damage) if damage.verified => Verdict::Sound,
+            _ => Verdict::Unknown,
+        }
     }
 
     /// Asks for maintenance soon.

@@ -268,6 +268,23 @@ fn expiry(facts: &Facts<'_>) -> Step {
     }
 }
 
+/// What is known of a Snapshot that has contents and is not on the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Vanished {
+    /// Its deletion was seen, and it had been made at this time.
+    pub seen_to_go: Option<Timestamp>,
+    /// When the kind that is served now was defined.
+    pub kind_since: Timestamp,
+    /// For how long it has been found missing without a break, while the kind was served.
+    pub missing_for: Duration,
+}
+
+/// Whether its contents may go: at once when it was deleted for itself, else after `grace`. A Snapshot that is older than its kind
+/// went away with the kind that was there before, which nobody may have meant.
+pub fn is_gone(vanished: &Vanished, grace: Duration) -> bool {
+    vanished.seen_to_go.is_some_and(|made| vanished.kind_since <= made) || vanished.missing_for >= grace
+}
+
 fn older_than(then: Timestamp, age: Duration, now: Timestamp) -> bool {
     let passed = now.duration_since(then);
     passed.is_positive() && passed.unsigned_abs() > age
@@ -435,6 +452,36 @@ mod tests {
         assert!(!is_needed("u-3", "good", &under_way), "another object of the same name");
         assert!(!is_needed("u-1", "good", &[request(RollbackPhase::Completed)]));
         assert!(!is_needed("u-1", "good", &[RollbackRequestStatus::default()]));
+    }
+
+    #[test]
+    fn contents_go_at_once_after_a_deletion_but_not_after_that_of_the_kind() {
+        let grace = Duration::from_secs(60);
+        let deleted = Vanished {
+            seen_to_go: Some(at(100)),
+            kind_since: at(50),
+            missing_for: Duration::ZERO,
+        };
+        assert!(is_gone(&deleted, grace));
+        let with_its_kind = Vanished {
+            kind_since: at(200),
+            ..deleted
+        };
+        assert!(!is_gone(&with_its_kind, grace));
+        let unseen = Vanished {
+            seen_to_go: None,
+            ..deleted
+        };
+        assert!(!is_gone(&unseen, grace));
+        for vanished in [with_its_kind, unseen] {
+            assert!(is_gone(
+                &Vanished {
+                    missing_for: grace,
+                    ..vanished
+                },
+                grace
+            ));
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     store::{self, Location},
 };
 use crate::{
-    api::{Snapshot, names, snapshot::SnapshotPhase},
+    api::{Snapshot, names},
     cluster::clock,
     domain::{
         object::{Beside, Digest, FingerprintKey, ObjectId, apply_order, secret},
@@ -91,11 +91,11 @@ impl Contents {
     /// The manifest of `snapshot`, which must be the one that its status tells of.
     ///
     /// # Errors
-    /// `Refused` before it is Ready, `NotFound` without contents, `Corrupt` when store and status disagree.
+    /// `Refused` before it is Ready and once its contents are freed, `NotFound` without contents, `Corrupt` when store and status disagree.
     pub async fn manifest(&self, snapshot: &Snapshot) -> Result<ManifestReader> {
         let name = snapshot.name_any();
-        let phase = reference::phase(snapshot);
-        if phase != SnapshotPhase::Ready {
+        if !reference::has_contents(snapshot) {
+            let phase = reference::phase(snapshot);
             return Err(
                 Error::new(Class::Refused, format!("snapshot {name} has no contents to read"))
                     .because(format!("it is {phase:?}"))

@@ -15,6 +15,7 @@ pub mod list;
 pub mod live;
 pub mod reference;
 pub mod rollback;
+pub mod retained;
 pub mod session;
 pub mod show;
 pub mod status;

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use kube::{ResourceExt as _, api::ListParams};
 
 use super::{Class, Error, Result, Session, list};
-use crate::api::{Snapshot, names, snapshot::SnapshotPhase};
+use crate::api::{Snapshot, conditions, names, reasons, snapshot::SnapshotPhase};
 
 /// One way to name one snapshot of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +113,18 @@ pub fn tags(snapshot: &Snapshot) -> Vec<String> {
 /// Phase of a snapshot; `Pending` before the operator has seen it.
 pub fn phase(snapshot: &Snapshot) -> SnapshotPhase {
     snapshot.status.as_ref().and_then(|s| s.phase).unwrap_or_default()
+}
+
+/// Whether there are contents to read: it is Ready, or expired and its contents are retained.
+pub fn has_contents(snapshot: &Snapshot) -> bool {
+    match phase(snapshot) {
+        SnapshotPhase::Ready => true,
+        SnapshotPhase::Expired => snapshot.status.as_ref().is_some_and(|status| {
+            let mut conditions = status.conditions.iter();
+            conditions.any(|c| c.type_ == conditions::READY && c.reason == reasons::RETAINED)
+        }),
+        SnapshotPhase::Pending | SnapshotPhase::Capturing | SnapshotPhase::Failed => false,
+    }
 }
 
 /// `lineage@version` where the version is known.

@@ -12,7 +12,7 @@ use super::{
     reference,
 };
 use crate::{
-    api::{Snapshot, snapshot::SnapshotPhase},
+    api::Snapshot,
     repository::{Progress, VerifyReport},
 };
 
@@ -119,9 +119,9 @@ pub async fn some(contents: &Contents, snapshots: &[Snapshot], mut done: impl Fn
     Ok(verified)
 }
 
-/// A Ready snapshot without contents, or with others than its status tells. The status is always there first.
+/// A snapshot without the contents that it should have, or with others than its status tells. The status is always there first.
 fn disagreement(contents: &Contents, snapshot: &Snapshot) -> Option<Damage> {
-    if reference::phase(snapshot) != SnapshotPhase::Ready {
+    if !reference::has_contents(snapshot) {
         return None;
     }
     let told = snapshot.status.as_ref()?.digest.clone().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The repository: state and index in memory, reading chunks, appending to the journal.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak},
 };
 
@@ -274,7 +274,7 @@ impl Repository {
                     // Collected by another process; the journal says where the chunk went.
                     Ok(None) => problem = Some(Error::corrupt(location.pack.blob(), "missing")),
                     Err(error) if error.is_corrupt() => {
-                        self.shared_mut().quarantined.insert(location.pack);
+                        self.shared_mut().quarantine(location.pack);
                         problem = Some(error);
                     }
                     Err(error) => return Err(error),
@@ -434,8 +434,9 @@ impl Repository {
         Err(Error::Contended { attempts: MAX_RACES })
     }
 
-    /// Records after `seq` until there is none.
-    async fn read_journal(&self, mut seq: u64, mut hash: Digest) -> Result<Vec<Read>> {
+    /// Records after `start` until there is none.
+    async fn read_journal(&self, start: u64, mut hash: Digest) -> Result<Vec<Read>> {
+        let mut seq = start;
         let mut records = Vec::new();
         let mut window = 1;
         loop {
@@ -449,11 +450,11 @@ impl Repository {
                 let blob = Envelope::Record.blob(at);
                 let (previous, own, record) = Envelope::Record.open(&self.inner.codecs, &blob, &bytes)?;
                 if previous != hash {
-                    // Not ours to judge when a checkpoint took our place meanwhile.
+                    // Not ours to judge when a checkpoint took our place meanwhile, and we read what was written into the hole behind it.
                     if self
                         .newest_checkpoint()
                         .await?
-                        .is_some_and(|(checkpoint, _)| checkpoint > seq)
+                        .is_some_and(|(checkpoint, _)| checkpoint > start)
                     {
                         return Ok(records);
                     }
@@ -491,7 +492,7 @@ impl Repository {
     }
 
     async fn fold(&self, records: Vec<Read>) -> Result<()> {
-        let mut added: HashMap<PackId, &PackRecord> = HashMap::new();
+        let mut added: BTreeMap<PackId, &PackRecord> = BTreeMap::new();
         for read in &records {
             match &read.record.op {
                 Op::Commit { packs, .. } => added.extend(packs.iter().map(|pack| (pack.id, pack))),
@@ -504,13 +505,14 @@ impl Repository {
         }
         let footers = self.read_footers(added.into_values()).await?;
         let mut shared = self.shared_mut();
-        for read in &records {
+        let folded = records.iter().try_for_each(|read| {
             let applied = shared.state.apply(read.seq, read.hash, &read.record);
-            applied.map_err(|e| Error::corrupt(Envelope::Record.blob(read.seq), e))?;
             shared.journal_bytes += read.bytes;
-        }
+            applied.map_err(|e| Error::corrupt(Envelope::Record.blob(read.seq), e))
+        });
+        // Packs of the records before a bad one are known only now.
         shared.adopt(footers);
-        Ok(())
+        folded
     }
 
     /// Reads the footers of packs that are not loaded yet. One that is damaged or missing is told as such, not an error.
@@ -536,6 +538,7 @@ impl Repository {
                     Err(malformed) => Err(malformed.0),
                 },
                 Ok(None) => Err("missing".to_owned()),
+                Err(error @ Error::Forbidden { .. }) => return Err(error),
                 // Truncated blobs fail here too: the range is not there.
                 Err(error) if !error.is_transient() => Err(error.to_string()),
                 Err(error) => return Err(error),

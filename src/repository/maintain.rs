@@ -11,7 +11,7 @@ use super::{
     backend::Put,
     core::{MAX_RACES, Repository},
     error::{Error, Result},
-    index::{Bits, key_of},
+    index::{Bits, Key, key_of},
     journal::{Envelope, Op},
     manifest::Cursor,
     model::SnapshotRecord,
@@ -47,26 +47,40 @@ pub struct MaintenanceReport {
     pub skipped: Option<String>,
 }
 
-/// Chunks that live snapshots need.
+/// Which chunks live snapshots need, and where they are. Good only while [`Marks::hold`].
 #[derive(Default)]
 struct Marks {
     live: Bits,
-    /// [`Shared::drops`] when marking began: a place that was marked before is worth nothing once its pack is gone.
-    drops: u64,
+    /// [`Shared::moves`] when marking began.
+    moves: u64,
     /// Snapshots walked.
     snapshots: HashSet<String>,
-    /// A chunk that a snapshot needs is in no readable pack.
-    incomplete: bool,
+    /// Chunks that are in no readable pack.
+    missing: HashSet<Key>,
 }
 
 impl Marks {
     fn mark(&mut self, shared: &Shared, digest: &Digest) {
-        match shared.resolve(&key_of(digest)) {
+        let key = key_of(digest);
+        match shared.resolve(&key) {
             Some(ordinal) => {
                 self.live.insert(ordinal);
             }
-            None => self.incomplete = true,
+            None => {
+                self.missing.insert(key);
+            }
         }
+    }
+
+    /// Whether what was marked is still where it was: no pack went out of use or was found damaged, and no chunk turned up that was
+    /// nowhere. It was nowhere when another process had moved it already, and the record that says where to was not read yet.
+    fn hold(&self, shared: &Shared) -> bool {
+        self.moves == shared.moves && self.missing.iter().all(|key| shared.resolve(key).is_none())
+    }
+
+    /// Whether they hold, and no snapshot is there that was not walked.
+    fn are_complete(&self, shared: &Shared) -> bool {
+        self.hold(shared) && shared.state.snapshots.keys().all(|uid| self.snapshots.contains(uid))
     }
 }
 
@@ -94,15 +108,17 @@ impl Repository {
         Ok(report)
     }
 
-    /// Walks every live snapshot that was not walked yet; all of them again once packs went out of use, for another process may have
-    /// moved what was marked. Versions that share all segments are walked once.
+    /// Walks every live snapshot that was not walked yet, or all of them when the marks do not hold any more. Versions that share all
+    /// segments are walked once.
     async fn mark(&self, marks: &mut Marks) -> Result<()> {
-        let drops = self.shared().drops;
-        if marks.drops != drops {
-            *marks = Marks {
-                drops,
-                ..Marks::default()
-            };
+        {
+            let shared = self.shared();
+            if !marks.hold(&shared) {
+                *marks = Marks {
+                    moves: shared.moves,
+                    ..Marks::default()
+                };
+            }
         }
         let mut walked: HashMap<Digest, Vec<Arc<SnapshotRecord>>> = HashMap::new();
         for record in self.snapshots(None) {
@@ -125,13 +141,16 @@ impl Repository {
             if same.iter().any(|other| other.segments == record.segments) {
                 continue;
             }
-            same.push(record.clone());
             let mut cursor = Cursor::of(self, &record, false);
             loop {
                 let entry = match cursor.next().await {
                     Ok(Some((_, entry))) => entry,
-                    // At the end, or deleted by another process while we walked it.
-                    Ok(None) | Err(Error::SnapshotNotFound(_)) => break,
+                    Ok(None) => {
+                        same.push(record.clone());
+                        break;
+                    }
+                    // Deleted by another process while we walked it.
+                    Err(Error::SnapshotNotFound(_)) => break,
                     Err(error) => return Err(error),
                 };
                 let shared = self.shared();
@@ -157,7 +176,7 @@ impl Repository {
             self.mark(marks).await?;
             let _journal = self.inner.journal.lock().await;
             self.catch_up().await?;
-            if self.is_stale(marks) {
+            if !marks.are_complete(&self.shared()) {
                 continue;
             }
             let touched = self.touched();
@@ -170,7 +189,7 @@ impl Repository {
                         .any(|at| marks.live.contains(at) || touched.contains(at))
                 });
                 let mut dead: Vec<PackId> = dead.map(|pack| pack.id).collect();
-                if !marks.incomplete {
+                if marks.missing.is_empty() {
                     dead.extend(shared.unreadable.keys());
                 }
                 let committed: HashSet<PackId> = shared.state.packs.values().map(|pack| pack.id).collect();
@@ -199,12 +218,6 @@ impl Repository {
         Err(Error::Contended { attempts: MAX_RACES })
     }
 
-    /// Whether snapshots or the places of chunks are known that were not when marking began.
-    fn is_stale(&self, marks: &Marks) -> bool {
-        let shared = self.shared();
-        marks.drops != shared.drops || shared.state.snapshots.keys().any(|uid| !marks.snapshots.contains(uid))
-    }
-
     /// Copies what is live out of packs that are mostly dead, and merges small ones.
     async fn repack(&self, marks: &mut Marks, report: &mut MaintenanceReport) -> Result<()> {
         let chosen = self.choose(marks);
@@ -222,7 +235,7 @@ impl Repository {
             self.mark(marks).await?;
             let _journal = self.inner.journal.lock().await;
             self.catch_up().await?;
-            if self.is_stale(marks) {
+            if !marks.are_complete(&self.shared()) {
                 continue;
             }
             let touched = self.touched();

@@ -30,8 +30,8 @@ pub(super) struct Shared {
     /// By ascending ordinals, which is the order they were added to the journal.
     pub packs: Vec<Loaded>,
     next_ordinal: u32,
-    /// How often packs went out of use: what was resolved to a chunk's place before then may be elsewhere now.
-    pub drops: u64,
+    /// How often packs went out of use or were found damaged: what was resolved to a place before then may resolve elsewhere now.
+    pub moves: u64,
     /// Packs whose footer cannot be read, and why.
     pub unreadable: HashMap<PackId, String>,
     /// Packs in which damage was found: read only where there is no other copy.
@@ -98,11 +98,16 @@ impl Shared {
         found
     }
 
+    /// Notes damage in a pack.
+    pub fn quarantine(&mut self, id: PackId) {
+        self.moves += u64::from(self.quarantined.insert(id));
+    }
+
     /// Brings packs and index in line with the state.
     pub fn adopt(&mut self, mut footers: HashMap<PackId, Result<Footer, String>>) {
         let known: HashSet<PackId> = self.state.packs.values().map(|pack| pack.id).collect();
         let gone: Vec<_> = self.packs.extract_if(.., |pack| !known.contains(&pack.id)).collect();
-        self.drops += u64::from(!gone.is_empty());
+        self.moves += u64::from(!gone.is_empty());
         self.writers.retain(|writer| writer.strong_count() > 0);
         let writers: Vec<_> = self.writers.iter().filter_map(Weak::upgrade).collect();
         for pack in gone {

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     core::{MAX_RACES, Repository},
     error::{Error, Result},
-    index::{Index, key_of},
+    index::{Index, Key, key_of},
     journal::{Op, WireSnapshot},
     manifest::{Buffer, KindHeader, ManifestBuilder, SPILL_ROW_BYTES, SharedKind},
     model::{FORMAT_VERSION, LineageKey, ParentHint, SnapshotDraft, SnapshotRecord},
@@ -119,6 +119,22 @@ impl WriterInner {
         }
         let packer = lock(&self.packer);
         (packer.unplaced.contains(&key) || packer.index.ordinals(&key).next().is_some()).then_some(Known::Writing)
+    }
+
+    /// Like [`known`](Self::known), for content that `what` needs.
+    pub fn require(&self, digest: &Digest, what: impl FnOnce() -> String) -> Result<Known> {
+        self.known(digest).ok_or_else(|| {
+            if self.is_lost(&key_of(digest)) {
+                Error::PackCondemned {
+                    what: format!("chunk {digest}"),
+                }
+            } else {
+                Error::MissingChunk {
+                    digest: *digest,
+                    what: what(),
+                }
+            }
+        })
     }
 
     pub async fn put(self: &Arc<Self>, group: FrameGroup, bytes: &[u8]) -> Result<(Digest, bool)> {
@@ -283,7 +299,7 @@ impl WriterInner {
             }
         };
         let bytes = match place {
-            None => return self.repository.read_chunk(digest).await,
+            None => return self.read_committed(digest, &key).await,
             Some(Place::Here(bytes)) => bytes,
             Some(Place::Frame(id, frame, slot, piece)) => {
                 let raw = if let Some(piece) = piece {
@@ -301,6 +317,21 @@ impl WriterInner {
             return Err(Error::corrupt(format!("chunk {digest}"), "does not match its digest"));
         }
         Ok(bytes)
+    }
+
+    async fn read_committed(&self, digest: &Digest, key: &Key) -> Result<Bytes> {
+        match self.repository.read_chunk(digest).await {
+            // It was there when this writer began to rely on it: collected by another process since, which is no damage.
+            Err(error) if error.is_corrupt() && self.is_lost(key) => Err(Error::PackCondemned {
+                what: format!("chunk {digest}"),
+            }),
+            other => other,
+        }
+    }
+
+    /// Whether this writer relies on a chunk of a pack that went out of use, without a sound copy elsewhere.
+    fn is_lost(&self, key: &Key) -> bool {
+        lock(&self.touched.displaced).contains(key) && self.repository.shared().sound(key).is_none()
     }
 
     pub fn register(&self, buffer: &Arc<tokio::sync::Mutex<Buffer>>) {
@@ -396,7 +427,7 @@ impl WriterInner {
                 }
                 let lost = lock(&self.touched.displaced)
                     .iter()
-                    .find(|key| shared.resolve(key).is_none())
+                    .find(|key| shared.sound(key).is_none())
                     .copied();
                 if let Some(key) = lost {
                     return Err(Error::PackCondemned {

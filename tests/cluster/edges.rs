@@ -409,3 +409,60 @@ async fn contents_of_snapshots_deleted_while_the_operator_was_down_go_unless_the
     logs_no_panic(&installed)?;
     installed.cluster.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_the_crd_of_snapshots_does_not_cost_their_contents() -> Result<()> {
+    let arguments = ["--vanished-grace", "1h", "--maintenance-interval", "1s"];
+    let installed = Installed::start_with(ClusterOptions::named("edges-crd"), Store::Directory, &arguments).await?;
+    namespace(&installed, "shop").await?;
+    for name in ["one", "two"] {
+        fill(&installed, "shop", vec![config_map(name, &noise(5, 3000))?]).await?;
+        let taken = installed.snapshot("shop", name, &json!({})).await?;
+        ensure!(status(&taken)["phase"] == "Ready", "{:#}", status(&taken));
+    }
+    let arguments = ["delete", "crd", "snapshots.backstep.dev", "--timeout=60s"];
+    installed
+        .cluster
+        .kubectl(&User::admin(), &arguments, None)
+        .await?
+        .success()?;
+    wait_until(PATIENCE, "the operator to see that the kind is gone", async || {
+        if installed.log().contains("Snapshots are not served") {
+            Ok(Some(()))
+        } else {
+            Err("it did not say so".to_owned())
+        }
+    })
+    .await?;
+    installed
+        .given(include_str!("../../crds/backstep.dev_snapshots.yaml"))
+        .await?;
+
+    // One that is deleted for itself goes at once, which also shows that the operator has looked at all of them since.
+    wait_until(PATIENCE, "a snapshot of the new kind", async || {
+        let taken = installed.snapshot("shop", "three", &json!({})).await;
+        taken.map(Some).map_err(|e| format!("{e:#}"))
+    })
+    .await?;
+    let arguments = ["delete", "snapshot", "three", "-n", "shop", "--timeout=60s"];
+    installed
+        .cluster
+        .kubectl(&User::admin(), &arguments, None)
+        .await?
+        .success()?;
+    wait_until(PATIENCE, "the contents of the deleted one to be freed", async || {
+        let stored = records(&installed, Store::Directory).await.map_err(|e| e.to_string())?;
+        let mut left: Vec<_> = stored.iter().map(|record| record.name.as_str()).collect();
+        left.sort_unstable();
+        if left == ["one", "two"] {
+            Ok(Some(()))
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })
+    .await?;
+    let report = repository(&installed, Store::Directory).await?.verify(|_| ()).await?;
+    ensure!(report.is_clean(), "{report:#?}");
+    logs_no_panic(&installed)?;
+    installed.cluster.stop().await
+}

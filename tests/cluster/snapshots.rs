@@ -513,7 +513,45 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
     })
     .await?;
     ensure!(stored().await? <= before + 4, "the store only grows");
-    ensure!(kept.uid().is_some());
+
+    // What is kept is found, read and freed from the command line.
+    let admin = User::admin();
+    let kept_version = format!(
+        "default@{}",
+        kept.status.as_ref().and_then(|s| s.version).context("version")?
+    );
+    let cli = async |verb: &[&str]| {
+        let arguments = [&["snapshot"], verb, &["--retained", "-n", "shop"]].concat();
+        installed.cli(&admin, &arguments).await
+    };
+    let listed: Value = serde_json::from_str(&cli(&["list", "-o", "json"]).await?.success()?.stdout)?;
+    let listed = listed["items"].as_array().context("items")?;
+    ensure!(
+        listed.len() == 1 && listed[0]["metadata"]["name"] == "kept" && listed[0]["spec"]["deletionPolicy"] == "Retain",
+        "{listed:?}"
+    );
+    let shown = cli(&["show", "kept"]).await?.success()?.stdout;
+    ensure!(shown.contains("Retained") && shown.contains("ConfigMap"), "{shown}");
+    let exported: Value =
+        serde_json::from_str(&cli(&["export", &kept_version, "-f", "json"]).await?.success()?.stdout)?;
+    let exported = exported["items"].as_array().context("items")?;
+    ensure!(
+        exported
+            .iter()
+            .any(|o| o["metadata"]["name"] == "c" && o["data"]["x"] == "c"),
+        "{exported:?}"
+    );
+    cli(&["verify", "kept"]).await?.success()?;
+    let gone = cli(&["export", "a"]).await?;
+    ensure!(!gone.status.success() && gone.stderr.contains("--retained"), "{gone}");
+    let alice = User::new("alice", ["developers"]);
+    let refused = installed
+        .cli(&alice, &["snapshot", "list", "--retained", "-n", "shop"])
+        .await?;
+    ensure!(!refused.status.success() && refused.stdout.is_empty(), "{refused}");
+    cli(&["delete", "kept", "--yes"]).await?.success()?;
+    let left = cli(&["list"]).await?.success()?;
+    ensure!(left.stderr.contains("No retained contents"), "{left}");
 
     // ttl: expires while a newer one of the lineage exists, never the last or a pinned one.
     let ttl = json!({"lineage": "short", "ttl": "1s"});
@@ -529,7 +567,20 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
         .await?
         .success()?;
     installed.snapshot("shop", "t2", &ttl).await?;
+    let ttl_retained = json!({"lineage": "short", "ttl": "1s", "deletionPolicy": "Retain"});
+    installed.snapshot("shop", "retained", &ttl_retained).await?;
     installed.snapshot("shop", "t3", &json!({"lineage": "short"})).await?;
+    let retained = wait_until(PATIENCE, "the retained one to expire", async || {
+        let snapshot = api.get("retained").await.map_err(|e| e.to_string())?;
+        if snapshot.status.as_ref().and_then(|s| s.phase) == Some(SnapshotPhase::Expired) {
+            Ok(Some(snapshot))
+        } else {
+            Err(format!("{:?}", snapshot.status))
+        }
+    })
+    .await?;
+    let said = reason(&retained);
+    ensure!(said.starts_with("Retained ") && said.contains("are kept"), "{said}");
     wait_until(PATIENCE, "t2 to expire", async || {
         let phase = api
             .get("t2")
@@ -547,6 +598,18 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
     ensure!(
         api.get("t1").await?.status.and_then(|s| s.phase) == Some(SnapshotPhase::Ready),
         "a pinned snapshot expired"
+    );
+    let backend = SecretsBackend::new(
+        installed.admin().await?,
+        OPERATOR_NAMESPACE,
+        names::BUILT_IN_STORE,
+        u64::MAX,
+    )?;
+    let repository = Repository::open(Arc::new(backend), Options::new(Timestamp::now)).await?;
+    let uid = retained.uid().context("uid")?;
+    ensure!(
+        repository.verify_snapshot(&uid).await?.is_clean(),
+        "the retained contents are not whole"
     );
     installed.cluster.stop().await
 }
@@ -634,7 +697,7 @@ async fn the_operator_is_ready_only_while_its_policies_are_in_place_and_counts_w
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_in_the_store_is_found_by_itself_and_said_on_each_affected_snapshot() -> Result<()> {
     let arguments = ["--verify-interval", "1s", "--maintenance-interval", "1s"];
-    let installed =
+    let mut installed =
         Installed::start_with(testbed::ClusterOptions::named("damaged"), Store::Directory, &arguments).await?;
     installed
         .given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}).to_string())
@@ -656,15 +719,62 @@ async fn damage_in_the_store_is_found_by_itself_and_said_on_each_affected_snapsh
     bytes[middle] ^= 1;
     std::fs::write(&pack, bytes)?;
     let api: Api<Snapshot> = Api::namespaced(installed.admin().await?, "shop");
-    wait_until(PATIENCE, "the damage to be said", async || {
+    let verified = async || -> Result<Value, String> {
         let seen = status(&api.get("taken").await.map_err(|e| e.to_string())?);
         let conditions = seen["conditions"].as_array().cloned().unwrap_or_default();
-        let said = conditions
-            .iter()
-            .any(|c| c["type"] == "Verified" && c["status"] == "False" && c["reason"] == "Corrupt");
-        if said { Ok(Some(())) } else { Err(seen.to_string()) }
+        let found = conditions.into_iter().find(|c| c["type"] == "Verified");
+        found.ok_or_else(|| seen.to_string())
+    };
+    let damaged = wait_until(PATIENCE, "the damage to be said", async || {
+        let seen = verified().await?;
+        if seen["status"] == "False" && seen["reason"] == "Corrupt" {
+            Ok(Some(seen))
+        } else {
+            Err(seen.to_string())
+        }
     })
     .await?;
+
+    // The next process knows of it before it could look for itself: the store cannot be opened.
+    installed.kill_operator();
+    let (store, away) = (
+        installed.store_directory(),
+        installed.store_directory().with_extension("away"),
+    );
+    std::fs::rename(&store, &away)?;
+    std::fs::write(&store, "no directory")?;
+    let next = installed.another_operator("next").await?;
+    let address = next.admin().await?;
+    let remembered = "backstep_repository_corrupt 1";
+    wait_until(PATIENCE, "the damage to be remembered", async || {
+        let metrics = get(&address, "/metrics").map_err(|e| e.to_string())?;
+        if metrics.lines().any(|line| line == remembered) {
+            Ok(Some(()))
+        } else {
+            Err(metrics)
+        }
+    })
+    .await?;
+    ensure!(
+        verified().await.map_err(anyhow::Error::msg)? == damaged,
+        "it was taken back unseen"
+    );
+    // Brought back from a copy, it is sound again once it was verified.
+    std::fs::remove_file(&store)?;
+    std::fs::rename(&away, &store)?;
+    let mut bytes = std::fs::read(&pack)?;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack, bytes)?;
+    wait_until(PATIENCE, "the snapshot to be verified again", async || {
+        let seen = verified().await?;
+        if seen["status"] == "True" {
+            Ok(Some(()))
+        } else {
+            Err(seen.to_string())
+        }
+    })
+    .await?;
+    drop(next);
     installed.cluster.stop().await
 }
 

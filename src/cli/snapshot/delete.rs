@@ -8,17 +8,21 @@ use kube::ResourceExt as _;
 use super::{super::args, Context, Exit, Failure};
 use crate::{
     api::Snapshot,
-    ops::{Reference, Session, delete, reference},
+    ops::{Error, Reference, Session, contents::Contents, delete, reference, retained},
 };
 
 #[derive(Args)]
 #[command(after_long_help = "Examples:
   kubectl backstep snapshot delete before-1-9
-  kubectl backstep snapshot delete shop@3 shop@4 --yes")]
+  kubectl backstep snapshot delete shop@3 shop@4 --yes
+  kubectl backstep snapshot delete shop@2 --retained")]
 pub struct Options {
     /// The snapshots: NAME, LINEAGE@VERSION or tag:NAME
     #[arg(value_name = "SNAPSHOT", required = true, value_parser = super::reference)]
     snapshots: Vec<Reference>,
+    /// Contents that were retained when their Snapshot went; for administrators
+    #[arg(long)]
+    retained: bool,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -29,13 +33,25 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     // All names are resolved before the first deletion: a typo deletes nothing.
     let mut snapshots: Vec<Snapshot> = Vec::new();
     for name in &options.snapshots {
-        let snapshot = reference::resolve(&session, name).await?;
+        let snapshot = super::find(&session, context, name, options.retained).await?;
         if !snapshots.iter().any(|s| s.uid() == snapshot.uid()) {
             snapshots.push(snapshot);
         }
     }
     if !options.yes && !confirmed(&session, &snapshots)? {
         context.out.note("Nothing was deleted.")?;
+        return Ok(Exit::Ok);
+    }
+    if options.retained {
+        let contents = Contents::open(&session, context.store.as_ref()).await?;
+        retained::delete(&contents, &snapshots).await?;
+        for snapshot in &snapshots {
+            let version = reference::versioned(snapshot).unwrap_or_default();
+            context.out.line(format_args!(
+                "contents of snapshot \"{}\" ({version}) deleted",
+                snapshot.name_any()
+            ))?;
+        }
         return Ok(Exit::Ok);
     }
     for snapshot in &snapshots {

@@ -10,7 +10,6 @@ use crate::ops::{
     Reference,
     contents::{Contents, HIDDEN},
     export::{self, Target},
-    resolve,
 };
 
 #[derive(Args)]
@@ -18,12 +17,16 @@ use crate::ops::{
   kubectl backstep snapshot export shop@7 -n shop > shop-7.yaml
   kubectl backstep snapshot export before-1-9 --output ./before-1-9
   kubectl backstep snapshot export tag:stable --output stable.tar --secrets include
+  kubectl backstep snapshot export shop@3 --retained > shop-3.yaml
 
 Hidden values of Secrets are written as <hidden>, which the API server refuses: such a Secret cannot be applied by mistake.")]
 pub struct Options {
     /// The snapshot: NAME, LINEAGE@VERSION or tag:NAME
     #[arg(value_name = "SNAPSHOT", value_parser = super::reference)]
     snapshot: Reference,
+    /// Contents that were retained when their Snapshot went; for administrators
+    #[arg(long)]
+    retained: bool,
     /// Where to write: a new directory, a new FILE.tar, or - for standard output
     #[arg(short, long, value_name = "PATH", default_value = "-")]
     output: PathBuf,
@@ -53,7 +56,7 @@ enum Secrets {
 
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
     let session = context.session().await?;
-    let snapshot = resolve(&session, &options.snapshot).await?;
+    let snapshot = super::find(&session, context, &options.snapshot, options.retained).await?;
     let contents = Contents::open(&session, context.store.as_ref()).await?;
     let manifest = contents.manifest(&snapshot).await?;
     let format = match options.format {

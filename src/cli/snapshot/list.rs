@@ -7,17 +7,25 @@ use super::{
     super::{args, output::Format},
     Context, Exit, Failure,
 };
-use crate::ops::list::{self, Scope};
+use crate::ops::{
+    contents::Contents,
+    list::{self, Scope},
+    reference, retained,
+};
 
 #[derive(Args)]
 #[command(after_long_help = "Examples:
   kubectl backstep snapshot list -n shop
   kubectl backstep snapshot list -A -o wide
-  kubectl backstep snapshot list --lineage shop --limit 100")]
+  kubectl backstep snapshot list --lineage shop --limit 100
+  kubectl backstep snapshot list -A --retained")]
 pub struct Options {
     /// Snapshots of all namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
+    /// Contents that were retained when their Snapshot went; for administrators
+    #[arg(long, conflicts_with_all = ["selector", "limit"])]
+    retained: bool,
     /// Only versions of this lineage
     #[arg(long, value_name = "NAME", value_parser = args::lineage)]
     lineage: Option<String>,
@@ -53,7 +61,21 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         continue_token: options.continue_token.clone(),
         ..ListParams::default()
     };
-    let page = if options.limit.is_some() {
+    let page = if options.retained {
+        let contents = Contents::open(&session, context.store.as_ref()).await?;
+        let mut snapshots = retained::all(&session, &contents, scope).await?;
+        snapshots.retain(|s| {
+            options
+                .lineage
+                .as_deref()
+                .is_none_or(|lineage| reference::lineage(s) == lineage)
+        });
+        list::Page {
+            snapshots,
+            next: None,
+            remaining: None,
+        }
+    } else if options.limit.is_some() {
         list::page(&session, scope, &params).await?
     } else {
         list::Page {
@@ -78,13 +100,16 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
             } else {
                 format!("namespace {}", session.namespace)
             };
+            let what = if options.retained {
+                "retained contents"
+            } else {
+                "snapshots"
+            };
             let lineage = options
                 .lineage
                 .as_ref()
                 .map_or_else(String::new, |l| format!(" of lineage {l}"));
-            context
-                .out
-                .note(format_args!("No snapshots{lineage} found in {place}."))?;
+            context.out.note(format_args!("No {what}{lineage} found in {place}."))?;
         }
         Format::Table | Format::Wide => {
             let wide = options.output == Format::Wide;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     api::{Snapshot, snapshot::SnapshotPhase},
-    ops::{Error, Reference, reference},
+    ops::{Error, Reference, Session, contents::Contents, reference, resolve, retained},
 };
 
 mod create;
@@ -59,6 +59,15 @@ pub async fn run(verb: Verb, context: &mut Context) -> Result<Exit, Failure> {
 /// NAME, LINEAGE@VERSION or tag:NAME.
 fn reference(text: &str) -> Result<Reference, Error> {
     text.parse()
+}
+
+/// The snapshot that `name` names: an object, or with `of_gone` retained contents of one that is gone.
+async fn find(session: &Session, context: &Context, name: &Reference, of_gone: bool) -> Result<Snapshot, Error> {
+    if !of_gone {
+        return resolve(session, name).await;
+    }
+    let contents = Contents::open(session, context.store.as_ref()).await?;
+    retained::resolve(session, &contents, name).await
 }
 
 fn phase_cell(snapshot: &Snapshot) -> (String, Tone) {

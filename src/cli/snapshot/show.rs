@@ -13,7 +13,7 @@ use crate::{
     ops::{
         self, Class, Reference,
         contents::{self, Contents},
-        delete, resolve, show,
+        delete, show,
     },
 };
 
@@ -31,6 +31,9 @@ pub struct Options {
     /// Print the captured content of this object: Kind/NAME, Kind.group/NAME or group/Kind/NAME
     #[arg(value_name = "OBJECT", value_parser = object)]
     object: Option<show::ObjectName>,
+    /// Contents that were retained when their Snapshot went; for administrators
+    #[arg(long)]
+    retained: bool,
     /// Print the values of Secrets in clear
     #[arg(long, requires = "object")]
     reveal_secrets: bool,
@@ -45,7 +48,7 @@ fn object(text: &str) -> Result<show::ObjectName, ops::Error> {
 
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
     let session = context.session().await?;
-    let snapshot = resolve(&session, &options.snapshot).await?;
+    let snapshot = super::find(&session, context, &options.snapshot, options.retained).await?;
     if let Some(name) = &options.object {
         let contents = Contents::open(&session, context.store.as_ref()).await?;
         let manifest = contents.manifest(&snapshot).await?;

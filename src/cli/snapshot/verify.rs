@@ -7,10 +7,7 @@ use super::{
     super::output::{Format, Tone, bytes, counted},
     Context, Exit, Failure,
 };
-use crate::{
-    api::snapshot::SnapshotPhase,
-    ops::{Class, Error, Reference, contents::Contents, reference, resolve, verify},
-};
+use crate::ops::{Class, Error, Reference, contents::Contents, reference, verify};
 
 #[derive(Args)]
 #[command(after_long_help = "Examples:
@@ -23,6 +20,9 @@ pub struct Options {
     /// The snapshots: NAME, LINEAGE@VERSION or tag:NAME
     #[arg(value_name = "SNAPSHOT", value_parser = super::reference, required_unless_present = "all")]
     snapshots: Vec<Reference>,
+    /// Contents that were retained when their Snapshot went; for administrators
+    #[arg(long, conflicts_with = "all")]
+    retained: bool,
     /// The whole store, of all namespaces
     #[arg(long, conflicts_with = "snapshots")]
     all: bool,
@@ -35,9 +35,9 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     let session = context.session().await?;
     let mut snapshots = Vec::new();
     for name in &options.snapshots {
-        let snapshot = resolve(&session, name).await?;
-        let phase = reference::phase(&snapshot);
-        if phase != SnapshotPhase::Ready {
+        let snapshot = super::find(&session, context, name, options.retained).await?;
+        if !reference::has_contents(&snapshot) {
+            let phase = reference::phase(&snapshot);
             return Err(Error::new(
                 Class::Refused,
                 format!("snapshot {} has no contents to verify", snapshot.name_any()),

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::{
@@ -15,7 +16,7 @@ use crate::{
         snapshot::{DeletionPolicy, SnapshotPhase},
     },
     cluster::{Result, clock},
-    controller::context::Context,
+    controller::{context::Context, store::Verdict},
     domain::lifecycle::Step,
     telemetry::metrics,
 };
@@ -39,9 +40,21 @@ pub(super) async fn step(
     match step {
         Step::Rest(again) => {
             if status.phase == Some(SnapshotPhase::Ready) {
-                let damaged = context.store.is_damaged(&snapshot.uid().unwrap_or_default());
-                if status::verified(status, generation, !damaged) && damaged {
-                    outcome.event = Some((true, reasons::CORRUPT, "Verify", status::DAMAGED.into()));
+                let uid = snapshot.uid().unwrap_or_default();
+                match context.store.verdict(&uid) {
+                    // Nobody has looked since the start: what was found before stays until somebody has.
+                    Verdict::Unknown if status::is_damaged(status) => {
+                        if context.store.remember_damaged(&uid) {
+                            context.metrics.repository_corrupt.set(1);
+                        }
+                    }
+                    Verdict::Unknown => {}
+                    verdict => {
+                        let damaged = verdict == Verdict::Damaged;
+                        if status::verified(status, generation, !damaged) && damaged {
+                            outcome.event = Some((true, reasons::CORRUPT, "Verify", status::DAMAGED.into()));
+                        }
+                    }
                 }
             }
             outcome.requeue = again;
@@ -121,7 +134,8 @@ pub(super) async fn step(
             outcome.then = Then::Forget;
         }
         Step::Expire => {
-            if snapshot.spec.deletion_policy != Some(DeletionPolicy::Retain)
+            let retained = snapshot.spec.deletion_policy == Some(DeletionPolicy::Retain);
+            if !retained
                 && let Ok(repository) = &observed.repository
                 && let Err(error) = repository.delete(&[snapshot.uid().unwrap_or_default()]).await
             {
@@ -130,18 +144,13 @@ pub(super) async fn step(
                 return Ok(outcome);
             }
             status.phase = Some(SnapshotPhase::Expired);
-            status::stalled(
-                status,
-                generation,
-                reasons::EXPIRED,
-                "spec.ttl is over; the contents are freed",
-            );
-            outcome.event = Some((
-                false,
-                reasons::EXPIRED,
-                "Expire",
-                "spec.ttl is over; the contents are freed".into(),
-            ));
+            let (reason, message) = if retained {
+                (reasons::RETAINED, status::RETAINED)
+            } else {
+                (reasons::EXPIRED, "spec.ttl is over; the contents are freed")
+            };
+            status::stalled(status, generation, reason, message);
+            outcome.event = Some((false, reason, "Expire", message.into()));
             context.store.want_maintenance();
         }
     }
@@ -176,12 +185,13 @@ pub(super) fn expected(context: &Context, snapshot: &Snapshot) {
     }
 }
 
-/// Lets go of the contents of a Snapshot that was seen to go.
+/// Notes that a Snapshot was seen to go; maintenance lets its contents go once that is proven.
 pub(super) fn released(context: &Arc<Context>, snapshot: &Snapshot) {
     let Some(uid) = snapshot.uid() else { return };
     context.captures.forget(&uid);
     if snapshot.spec.deletion_policy == Some(DeletionPolicy::Retain) {
         return;
     }
-    context.store.release(uid);
+    let created = snapshot.creation_timestamp().map_or(Timestamp::MIN, |at| at.0);
+    context.store.release(uid, created);
 }

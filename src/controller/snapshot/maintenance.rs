@@ -13,10 +13,11 @@ use super::references;
 use crate::{
     api::names,
     cluster::{
-        self,
+        self, crds,
         list::{Collection, Pager},
     },
-    controller::context::Context,
+    controller::{context::Context, store::Released},
+    domain::lifecycle,
     repository::Repository,
 };
 
@@ -38,7 +39,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         let interval = match context.store.repository() {
             Ok(repository) => {
                 tidy(&context, &repository, &mut missing_since).await;
-                if verified.elapsed() >= context.options.verify_interval {
+                if verified.elapsed() >= context.options.verify_interval || context.store.wants_verification() {
                     verify(&context, &repository).await;
                     verified = Instant::now();
                 }
@@ -48,6 +49,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
                     .min(context.options.verify_interval)
             }
             Err((_, corrupt)) => {
+                let corrupt = corrupt || context.store.wants_verification();
                 context.metrics.repository_corrupt.set(i64::from(corrupt));
                 std::time::Duration::from_millis(500)
             }
@@ -61,19 +63,20 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn tidy(context: &Context, repository: &Repository, missing_since: &mut HashMap<String, Instant>) {
-    let released = unneeded(context, repository, context.store.take_released()).await;
-    if !released.is_empty()
-        && let Err(error) = repository.delete(&released).await
-    {
-        tracing::warn!(%error, "contents of deleted Snapshots cannot be let go now; the sweep does it later");
-    }
     if let Err(error) = repository.refresh().await {
         tracing::warn!(%error, "the repository cannot be refreshed");
     }
-    match sweep(context, repository, missing_since).await {
+    let released = context.store.take_released();
+    match sweep(context, repository, missing_since, &released).await {
         Ok(0) => {}
         Ok(freed) => tracing::info!(freed, "contents of Snapshots that are gone are let go"),
-        Err(error) => tracing::warn!(error, "contents of Snapshots that are gone cannot be let go"),
+        Err(error) => {
+            tracing::warn!(
+                error,
+                "contents of Snapshots that are gone cannot be let go now; trying again"
+            );
+            context.store.put_released_back(released);
+        }
     }
     match repository.maintain().await {
         Ok(report) => tracing::debug!(?report, "the repository is tidy"),
@@ -121,12 +124,20 @@ pub fn show_usage(context: &Context, repository: &Repository) {
         .set(i64::try_from(usage.snapshots).unwrap_or(i64::MAX));
 }
 
-/// Lets go of contents whose Snapshot has been missing for the whole grace: a CRD that was re-created empty must not cost the contents.
+/// Lets go of contents whose Snapshot is gone, as [`lifecycle::is_gone`] says.
 async fn sweep(
     context: &Context,
     repository: &Repository,
     missing_since: &mut HashMap<String, Instant>,
+    released: &Released,
 ) -> Result<usize, String> {
+    // Asked after the deletions were seen: those of a kind that goes away come after its CRD began to.
+    let served = crds::served_since(&context.client, "snapshots");
+    let Some(kind_since) = served.await.map_err(|e| e.to_string())? else {
+        missing_since.clear();
+        tracing::warn!("Snapshots are not served; no contents are let go while that is so");
+        return Ok(0);
+    };
     // What is committed after the list was made must not look missing.
     let stored = repository.snapshots(None);
     let alive = live_uids(context).await.map_err(|e| e.to_string())?;
@@ -140,8 +151,28 @@ async fn sweep(
     let mut gone = Vec::new();
     for uid in missing {
         let since = *missing_since.entry(uid.to_owned()).or_insert(now);
-        if now.duration_since(since) >= context.options.vanished_grace && !is_retained(repository, uid).await? {
+        let vanished = lifecycle::Vanished {
+            seen_to_go: released.get(uid).copied(),
+            kind_since,
+            missing_for: now.duration_since(since),
+        };
+        if !lifecycle::is_gone(&vanished, context.options.vanished_grace) {
+            continue;
+        }
+        // Whoever was seen to go was asked then.
+        if released.contains_key(uid) {
             gone.push(uid.to_owned());
+            continue;
+        }
+        match is_retained(repository, uid).await {
+            Ok(true) => {}
+            Ok(false) => gone.push(uid.to_owned()),
+            // Damaged notes of one snapshot must not keep the contents of all others.
+            Err(error) => tracing::warn!(
+                uid,
+                error,
+                "it cannot be read whether contents are to be retained; they stay"
+            ),
         }
     }
     let gone = unneeded(context, repository, gone).await;

@@ -99,6 +99,19 @@ pub(super) fn stalled(status: &mut SnapshotStatus, generation: Option<i64>, reas
 pub(super) const DAMAGED: &str = "stored contents are missing or do not match their digests; nothing is restored from them. \
      `kubectl backstep snapshot verify` names what is damaged; bring it back from a backup of the store, or take a new Snapshot";
 
+/// What an expired snapshot says whose contents stay.
+pub(super) const RETAINED: &str = "spec.ttl is over; the contents are kept, as spec.deletionPolicy is Retain. Nothing is rolled back to \
+     them any more; administrators can read them (kubectl backstep snapshot export), and delete them once this Snapshot is deleted \
+     (kubectl backstep snapshot delete --retained)";
+
+/// Whether the last thing said of the contents is that they are damaged.
+pub(super) fn is_damaged(status: &SnapshotStatus) -> bool {
+    status
+        .conditions
+        .iter()
+        .any(|c| c.type_ == conditions::VERIFIED && c.status == "False")
+}
+
 /// Whether the contents match their digests. Returns whether that changed.
 pub(super) fn verified(status: &mut SnapshotStatus, generation: Option<i64>, good: bool) -> bool {
     let (reason, message) = if good {

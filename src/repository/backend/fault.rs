@@ -80,7 +80,7 @@ impl Faults {
     }
 }
 
-/// Waits at a gate before writing keys with a prefix.
+/// Holds up calls on keys with a prefix.
 #[derive(Debug)]
 pub struct Gate {
     pub prefix: &'static str,
@@ -103,7 +103,10 @@ impl Gate {
 pub struct FaultBackend {
     inner: Arc<dyn Backend>,
     faults: Arc<Faults>,
+    /// Before writes.
     pub gate: Mutex<Option<Arc<Gate>>>,
+    /// Before reads.
+    pub read_gate: Mutex<Option<Arc<Gate>>>,
     pub gets: AtomicUsize,
     pub got_bytes: AtomicUsize,
     pub put_bytes: AtomicUsize,
@@ -115,6 +118,7 @@ impl FaultBackend {
             inner,
             faults,
             gate: Mutex::default(),
+            read_gate: Mutex::default(),
             gets: AtomicUsize::new(0),
             got_bytes: AtomicUsize::new(0),
             put_bytes: AtomicUsize::new(0),
@@ -125,8 +129,8 @@ impl FaultBackend {
         if self.faults.is_dead() { Err(died(key)) } else { Ok(()) }
     }
 
-    async fn wait(&self, key: &str) {
-        let gate = lock(&self.gate).clone();
+    async fn wait(gate: &Mutex<Option<Arc<Gate>>>, key: &str) {
+        let gate = lock(gate).clone();
         if let Some(gate) = gate.filter(|gate| key.starts_with(gate.prefix)) {
             gate.reached.add_permits(1);
             gate.open.acquire().await.unwrap().forget();
@@ -151,7 +155,7 @@ fn died(key: &str) -> crate::repository::Error {
 #[async_trait]
 impl Backend for FaultBackend {
     async fn put_new(&self, key: &str, blob: Vec<Bytes>) -> Result<Put> {
-        self.wait(key).await;
+        Self::wait(&self.gate, key).await;
         let fate = self.faults.write();
         if fate == Fate::FailBefore {
             return Err(died(key));
@@ -164,6 +168,7 @@ impl Backend for FaultBackend {
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         self.alive(key)?;
+        Self::wait(&self.read_gate, key).await;
         let bytes = self.inner.get(key).await?;
         self.read(bytes.as_ref());
         Ok(bytes)
@@ -171,6 +176,7 @@ impl Backend for FaultBackend {
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>> {
         self.alive(key)?;
+        Self::wait(&self.read_gate, key).await;
         let bytes = self.inner.get_range(key, range).await?;
         self.read(bytes.as_ref());
         Ok(bytes)
@@ -182,7 +188,7 @@ impl Backend for FaultBackend {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        self.wait(key).await;
+        Self::wait(&self.gate, key).await;
         let fate = self.faults.write();
         if fate == Fate::FailBefore {
             return Err(died(key));

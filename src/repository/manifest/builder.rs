@@ -125,18 +125,12 @@ impl ManifestBuilder {
                 entry.name.len()
             )));
         }
-        let missing = |digest: &Digest, what: &str| Error::MissingChunk {
-            digest: *digest,
-            what: format!("{what} of {}", entry.id(kind)),
-        };
         let known = self
             .writer
-            .known(&entry.content)
-            .ok_or_else(|| missing(&entry.content, "the content"))?;
+            .require(&entry.content, || format!("the content of {}", entry.id(kind)))?;
         if let Some(beside) = &entry.beside {
             self.writer
-                .known(beside)
-                .ok_or_else(|| missing(beside, "what is kept beside"))?;
+                .require(beside, || format!("what is kept beside {}", entry.id(kind)))?;
         }
         let at = self.state(kind).await?;
         let in_order = self.states[at].last.as_deref().is_none_or(|last| &*entry.name > last);

@@ -6,6 +6,7 @@ mod documents;
 mod figures;
 mod history;
 mod race;
+mod schedule;
 mod secrets;
 
 use std::{
@@ -89,6 +90,8 @@ async fn build(writer: &Writer, previous: Option<&SnapshotRecord>, objects: &Obj
                 format!("beside {kind_name}").as_bytes(),
             )
             .await?;
+        // Between the two, other tasks may take the content out of use.
+        tokio::task::yield_now().await;
         builder
             .add(&kind, entry(name, digest, content.len(), Some(beside)))
             .await?;

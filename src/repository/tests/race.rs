@@ -223,6 +223,65 @@ async fn a_record_written_into_a_pruned_hole_does_not_count() {
     assert!(repository.verify(|_| {}).await.unwrap().is_clean());
 }
 
+/// Runs until it has to wait for a gate, or for a lock that somebody at a gate holds.
+async fn run_until_it_waits<F: Future>(task: &mut std::pin::Pin<&mut F>) {
+    for _ in 0..1000 {
+        assert!(futures::poll!(task.as_mut()).is_pending(), "it should wait");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_marked_while_a_pack_could_not_be_found_is_marked_again_where_it_was_moved() {
+    let backend = memory();
+    let options = |small_packs| Options {
+        small_packs,
+        // Packs below a kilobyte are small.
+        pack_bytes: 8 << 10,
+        ..options()
+    };
+    let other = Repository::open(backend.clone(), options(2)).await.unwrap();
+    let large: Vec<u8> = (0..128u8).flat_map(|n| *Digest::of(&[n]).as_bytes()).collect();
+    let large = Objects::from([(("ConfigMap".to_owned(), "large".to_owned()), large)]);
+    capture(&other, "u0", "first", &large).await.unwrap();
+    let slow = Arc::new(FaultBackend::new(backend.clone(), Arc::default()));
+    let repository = Repository::open(slow.clone(), options(1)).await.unwrap();
+    let [walk, footer, record] = ["packs/", "packs/", "journal/"].map(Gate::new);
+    let close = |gate: &Arc<Gate>| *slow.read_gate.lock().unwrap() = Some(gate.clone());
+
+    close(&walk);
+    let mut maintenance = std::pin::pin!(repository.maintain());
+    run_until_it_waits(&mut maintenance).await;
+    reached(&walk).await;
+    close(&footer);
+    let state = objects(&[("ConfigMap", "a", "1")]);
+    let mut captured = std::pin::pin!(capture(&repository, "u1", "second", &state));
+    run_until_it_waits(&mut captured).await;
+    reached(&footer).await;
+    // The new snapshot is committed. Another process moves what it holds before its pack was looked at here.
+    other.refresh().await.unwrap();
+    capture(&other, "u2", "third", &objects(&[("ConfigMap", "b", "2")]))
+        .await
+        .unwrap();
+    let report = other.maintain().await.unwrap();
+    assert_eq!((report.repacked, report.deleted), (2, 2));
+    // It is marked between the record that adds the pack, which is gone, and the one that says where its contents went.
+    close(&record);
+    footer.open.add_permits(100);
+    run_until_it_waits(&mut captured).await;
+    reached(&record).await;
+    walk.open.add_permits(100);
+    run_until_it_waits(&mut maintenance).await;
+    record.open.add_permits(1000);
+    let (captured, maintained) = futures::join!(captured, maintenance);
+    captured.unwrap();
+    assert_eq!(maintained.unwrap().repacked, 1);
+
+    let repository = open(&backend).await;
+    assert_eq!(contents(&repository, "u1").await.unwrap(), state);
+    assert!(repository.verify(|_| {}).await.unwrap().is_clean());
+}
+
 #[tokio::test]
 async fn a_reader_follows_contents_that_another_operator_moved() {
     let backend = memory();
