@@ -38,6 +38,8 @@ mod raw;
 mod reads;
 #[path = "../../bench/report.rs"]
 mod report;
+#[path = "../../bench/words.rs"]
+mod words;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
