@@ -143,6 +143,19 @@ impl Operator {
             .await?)
     }
 
+    /// Seconds that its captures took so far, each from the first read to the commit.
+    ///
+    /// # Errors
+    /// When the operator does not answer, or does not count them.
+    pub async fn capture_seconds(&self) -> Result<f64> {
+        let metrics = self.metrics().await?;
+        let sum = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("backstep_capture_duration_seconds_sum "));
+        let sum = sum.context("the operator's metrics have no backstep_capture_duration_seconds")?;
+        Ok(sum.trim().parse()?)
+    }
+
     /// The end of its log, for messages.
     pub fn log_tail(&self) -> String {
         tail(&self.log)

@@ -23,6 +23,8 @@ const WARM_UP: &str = "warm-up";
 pub(super) struct Took {
     /// Seconds on the clock.
     pub wall: f64,
+    /// Seconds of the reading itself: of a capture, from its first read to its commit.
+    pub pass: f64,
     /// Seconds of CPU, of the reader and of the servers.
     pub cpu: f64,
 }
@@ -103,11 +105,13 @@ impl<'a> Scene<'a> {
 
     /// As [`Self::capture`], with Snapshots that come as `arrival` says.
     pub async fn arriving(&self, operator: &Operator, name: &str, arrival: Arrival<'_>) -> Result<(Captured, Took)> {
+        let passes = operator.capture_seconds().await?;
         let before = self.servers()? + operator.cpu_seconds()?;
         let captured = self.capture_in(operator, &self.namespaces, name, arrival).await?;
         let took = Took {
             wall: captured.wall.as_secs_f64(),
             cpu: self.servers()? + operator.cpu_seconds()? - before,
+            pass: operator.capture_seconds().await? - passes,
         };
         Ok((captured, took))
     }
@@ -145,7 +149,7 @@ impl<'a> Scene<'a> {
         let read = raw::list(&self.client, resources, self.scope(), CONNECTIONS).await?;
         let wall = started.elapsed().as_secs_f64();
         let cpu = self.servers()? + own()? - before;
-        Ok((read, Took { wall, cpu }))
+        Ok((read, Took { wall, pass: wall, cpu }))
     }
 
     /// CPU seconds of etcd and the API server so far.
