@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::objects::{self, Place};
 use super::random::Random;
 use super::raw::Resource;
+use super::words;
 
 /// Part of the name under which written data sets are kept; raise it when an object changes.
 pub const VERSION: u32 = 3;
@@ -180,7 +181,7 @@ impl DataSet {
     /// The name of the namespace at `index`.
     pub fn namespace(&self, index: usize) -> String {
         let mut random = Random::new(self.seed, index as u64);
-        format!("{}-{}-{index:04}", self.name, random.pick(objects::TEAMS))
+        format!("{}-{}-{index:04}", self.name, random.pick(words::TEAMS))
     }
 
     /// The objects of the namespace at `index`, in the order of kinds.

@@ -143,6 +143,19 @@ impl Operator {
             .await?)
     }
 
+    /// Seconds that its captures took so far, each from the first read to the commit.
+    ///
+    /// # Errors
+    /// When the operator does not answer, or does not count them.
+    pub async fn capture_seconds(&self) -> Result<f64> {
+        let metrics = self.metrics().await?;
+        let sum = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("backstep_capture_duration_seconds_sum "));
+        let sum = sum.context("the operator's metrics have no backstep_capture_duration_seconds")?;
+        Ok(sum.trim().parse()?)
+    }
+
     /// The end of its log, for messages.
     pub fn log_tail(&self) -> String {
         tail(&self.log)
@@ -185,16 +198,7 @@ impl Operator {
     /// # Errors
     /// When it has ended.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        // Fields 14 and 15 of `stat` in ticks of 1/100 s; the name before them may hold blanks, but ends with `)`.
-        let stat = std::fs::read_to_string(self.proc("stat")?)?;
-        let fields = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .skip(11)
-            .take(2);
-        Ok(fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0)
+        cpu_seconds(self.child.id().context("the operator has ended")?)
     }
 
     /// Stops it where it is, until [`Operator::resume`]: what happens meanwhile is due at once afterwards.
@@ -238,6 +242,24 @@ impl Operator {
         );
         Ok(())
     }
+}
+
+/// CPU time that the process `id` has used, in seconds.
+///
+/// # Errors
+/// When it has ended, or the kernel has no `/proc`.
+pub fn cpu_seconds(id: u32) -> Result<f64> {
+    // Fields 14 and 15 of `stat` in ticks of 1/100 s; the name before them may hold blanks, but ends with `)`.
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))
+        .with_context(|| format!("cannot read the CPU time of the process {id}"))?;
+    let fields = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(11)
+        .take(2);
+    Ok(fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0)
 }
 
 fn admin_address(log: &str) -> Option<String> {

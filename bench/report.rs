@@ -73,6 +73,8 @@ pub struct Row {
     pub must: Option<Goal>,
     /// What is aimed at.
     pub aim: Option<Goal>,
+    /// A count or a size, the same on every machine; times are not.
+    pub exact: bool,
     /// How the value came about.
     pub note: String,
 }
@@ -111,9 +113,11 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Rows that miss what must be.
-    pub fn missed(&self) -> usize {
-        self.rows.iter().filter(|row| row.fails()).count()
+    /// Rows that miss what must be: those with exact figures, and those with times.
+    pub fn missed(&self) -> (usize, usize) {
+        let missed = || self.rows.iter().filter(|row| row.fails());
+        let exact = missed().filter(|row| row.exact || row.measured.is_err()).count();
+        (exact, missed().count() - exact)
     }
 }
 

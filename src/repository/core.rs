@@ -57,7 +57,7 @@ impl Options {
         Self {
             clock,
             random: rand::random,
-            compression_level: 9,
+            compression_level: 5,
             pack_bytes: 4 << 20,
             orphan_grace: SignedDuration::from_hours(1),
             manifest_buffer: 2 << 20,

@@ -18,7 +18,7 @@ use super::{
     journal::{Op, WireSnapshot},
     manifest::{Buffer, KindHeader, ManifestBuilder, SPILL_ROW_BYTES, SharedKind},
     model::{FORMAT_VERSION, LineageKey, ParentHint, SnapshotDraft, SnapshotRecord},
-    pack::{self, FRAME_TARGET, Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, lock},
+    pack::{self, Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, lock},
     packer::Packer,
     shared::Touched,
     state::State,
@@ -165,7 +165,7 @@ impl WriterInner {
             packer.raw += bytes.len() as u64;
             let frame = packer.open.entry(group).or_insert_with(|| OpenFrame::new(group));
             frame.push(key, bytes);
-            let full = if frame.len() >= FRAME_TARGET {
+            let full = if frame.len() >= group.target() {
                 Some(group)
             } else if packer.open_bytes > OPEN_FRAMES {
                 packer
@@ -248,7 +248,7 @@ impl WriterInner {
                     let Some((&next, more)) = packer.open.first_key_value() else {
                         break;
                     };
-                    if frame.group.class() != next.class() || frame.len() + more.len() > FRAME_TARGET {
+                    if frame.group.class() != next.class() || frame.len() + more.len() > frame.group.target() {
                         break;
                     }
                     if let Some(more) = packer.open.remove(&next) {

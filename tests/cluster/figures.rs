@@ -38,6 +38,8 @@ mod raw;
 mod reads;
 #[path = "../../bench/report.rs"]
 mod report;
+#[path = "../../bench/words.rs"]
+mod words;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
@@ -360,9 +362,11 @@ fn a_row_that_cannot_be_measured_is_shown_and_counts_as_missed() {
         unit: report::Unit::Times,
         must: Some(report::Goal::AtMost(0.1)),
         aim: None,
+        exact: false,
         note: String::new(),
     });
-    assert_eq!(report.missed(), 1);
+    // Not a matter of the machine's speed.
+    assert_eq!(report.missed(), (1, 0));
     let text = report.to_string();
     assert!(text.contains("not yet") && text.contains("no watch yet"), "{text}");
 }

@@ -200,8 +200,10 @@ async fn attempt(
             Ok(captured) => {
                 let request = &requests[*index];
                 let namespace_uid = captured.namespace_uid.clone();
-                let extras = extras(request, captured, read);
+                let mut extras = extras(request, captured, read);
                 let built = finish(builder, &extras).await?;
+                // Only the next capture reads it, and thousands of outcomes may wait to be published.
+                extras.read = BTreeMap::new();
                 drafts.push(draft(request, namespace_uid, started_at, built));
                 committed.push((*index, extras));
             }
