@@ -8,7 +8,7 @@ use kube::ResourceExt as _;
 use super::{super::args, Context, Exit, Failure};
 use crate::{
     api::Snapshot,
-    ops::{Error, Reference, Session, contents::Contents, delete, reference, retained},
+    ops::{Reference, Session, contents::Contents, delete, reference, retained},
 };
 
 #[derive(Args)]
