@@ -71,8 +71,7 @@ pub(super) enum Answer {
 /// What is wrong with an expression, for whoever wrote it.
 pub(super) fn problem(text: &str) -> Option<String> {
     let text = text.to_owned();
-    on_own_stack(move || compile(&text).and_then(|program| check(program.expression())).err())
-        .unwrap_or_else(|message| Some(message))
+    on_own_stack(move || compile(&text).and_then(|program| check(program.expression())).err()).unwrap_or_else(Some)
 }
 
 /// Whether `text` holds for `object`, told within `deadline`.
@@ -214,10 +213,12 @@ fn check(expression: &IdedExpr) -> Result<(), String> {
 
 /// Parts of an expression, but for those of a comprehension.
 fn children(node: &IdedExpr) -> Vec<&IdedExpr> {
-    let entry = |expr| match expr {
-        &EntryExpr::StructField(ref field) => vec![&field.value],
-        &EntryExpr::MapEntry(ref entry) => vec![&entry.key, &entry.value],
-    };
+    fn entry(expr: &EntryExpr) -> Vec<&IdedExpr> {
+        match expr {
+            EntryExpr::StructField(field) => vec![&field.value],
+            EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
+        }
+    }
     match &node.expr {
         Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
         Expr::List(list) => list.elements.iter().collect(),
@@ -251,7 +252,9 @@ impl Sizes {
             Json::String(text) => self.total += count(text.len()),
             Json::Array(items) => {
                 self.longest = self.longest.max(count(items.len()));
-                items.iter().for_each(|item| self.add(item));
+                for item in items {
+                    self.add(item);
+                }
             }
             Json::Object(fields) => {
                 self.longest = self.longest.max(count(fields.len()));

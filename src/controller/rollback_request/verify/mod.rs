@@ -117,7 +117,12 @@ async fn rounds(
             looks.push(attempts(subject, &kinds, &namespace, test, deadline, cancel));
         }
         let seen: Vec<Seen> = stream::iter(looks).buffered(TOGETHER).collect().await;
-        let results: Vec<Checked> = spec.tests.iter().zip(seen).map(|(test, seen)| checked(test, seen)).collect();
+        let results: Vec<Checked> = spec
+            .tests
+            .iter()
+            .zip(seen)
+            .map(|(test, seen)| checked(test, seen))
+            .collect();
         match course.after(verify::all_in_all(&results), began, start.elapsed()) {
             Next::Over(Verdict::AsSeen) => return verify::status(&results, None),
             Next::Over(Verdict::WindowCutShort(held)) => {
@@ -425,10 +430,12 @@ pub(super) async fn preflight(
 
 fn outcome(check: &str, problems: Vec<String>) -> PreflightResult {
     let more = problems.len().saturating_sub(SHOWN);
-    let mut text = problems.into_iter().take(SHOWN).collect::<Vec<_>>().join("; ");
-    if more > 0 {
-        text.push_str(&format!(" and {more} more"));
-    }
+    let shown = problems.into_iter().take(SHOWN).collect::<Vec<_>>().join("; ");
+    let text = if more > 0 {
+        format!("{shown} and {more} more")
+    } else {
+        shown
+    };
     PreflightResult {
         check: check.into(),
         result: if text.is_empty() {
