@@ -145,18 +145,19 @@ fn exact(
             .note(format!("{snapshots} Snapshots")),
     );
     let ratio = float(read.bytes) / float(written.max(1));
-    report.add(
-        row(10, "JSON as listed against bytes stored", ratio, Unit::Times)
-            .must(Goal::AtLeast(12.0))
-            .aim(Goal::AtLeast(15.0))
-            .note(format!(
-                "{} listed, {} stored, {} an object of {}",
-                bytes(read.bytes),
-                bytes(written),
-                bytes(written / objects),
-                bytes(read.bytes / objects)
-            )),
-    );
+    let small = row(10, "JSON as listed against bytes stored", ratio, Unit::Times).note(format!(
+        "{} listed, {} stored, {} an object of {}",
+        bytes(read.bytes),
+        bytes(written),
+        bytes(written / objects),
+        bytes(read.bytes / objects)
+    ));
+    // The goal is of objects as clusters have them; S is bulk text, made to be large.
+    report.add(if snapshots == 1 {
+        small
+    } else {
+        small.must(Goal::AtLeast(12.0)).aim(Goal::AtLeast(15.0))
+    });
     let most = written.div_ceil(PER_WRITE) + 3;
     report.add(
         row(10, "writes to the store", float(writes), Unit::Number)

@@ -515,9 +515,9 @@ mod tests {
 
     #[test]
     fn frames_of_every_size_and_level_come_back_as_they_were() {
-        for level in [1, 5, 9, 19] {
+        for level in [1, 5, 9] {
             let codecs = Codecs::new(level);
-            for bytes in [0, 1, 20, 1_000, DICTIONARY.len(), 100_000, FRAME_TARGET, 3 << 20] {
+            for bytes in [0, 1, 20, 1_000, DICTIONARY.len(), FRAME_TARGET, 1 << 20] {
                 let raw = objects(bytes);
                 let compressed = codecs.compress(&raw).unwrap();
                 assert_eq!(
