@@ -2,10 +2,12 @@
 #![allow(clippy::disallowed_methods)]
 #![allow(clippy::too_many_lines, reason = "a test tells one story")]
 
+mod approval;
 mod cel;
 mod chart;
 mod cli;
 mod cli_decide;
+mod court;
 mod edges;
 mod faults;
 mod figures;
