@@ -3,27 +3,20 @@
 use anyhow::{Context as _, Result, ensure};
 use backstep::{
     api::{
-        ApprovalRequest, RollbackPlan, RollbackRequest,
+        ApprovalRequest, RollbackRequest,
         approval_request::{ApprovalPhase, RecordedDecision},
-        reference::{ResolvedSnapshot, RiskLevel},
     },
     config::RunOptions,
     controller::{
-        approval_request::{self, Asked, Asking},
         context::Context,
         snapshot::queue::Captures,
         store::{Location, Store as ContentStore},
-    },
-    domain::{
-        approval::{Chosen, NoRoute, policy::Traits},
-        object::Digest,
     },
     telemetry::metrics::Telemetry,
 };
 use clap::Parser;
 use kube::{
     Api, Client, ResourceExt as _,
-    api::PostParams,
     runtime::events::{Recorder, Reporter},
 };
 use serde_json::{Value, json};
@@ -55,8 +48,15 @@ metadata: {name: robot, namespace: ci}
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {name: ask, namespace: shop}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: backstep-requester}
-subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}
+subjects:
+  - {kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}
+  - {kind: Group, apiGroup: rbac.authorization.k8s.io, name: sre-leads}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: web, namespace: shop}
+data: {mode: v1}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -102,14 +102,13 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: break-gl
 subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: alice}]
 "#;
 
-/// The policy that applies where no other does: one of the leads, from High on two owners as well.
+/// The policy that applies where no other does: one of the leads.
 pub fn prod() -> Value {
     json!({
         "priority": 10,
         "stages": [
             {"name": "sre", "required": 1,
              "approvers": {"groups": ["sre-leads"], "serviceAccounts": ["ci/robot", "shop/robot"], "users": ["gil"]}},
-            {"name": "owners", "minRisk": "High", "required": 2, "approvers": {"groups": ["owners"]}},
         ],
         "approvalTTL": "30m",
         "aliases": [{"name": "alice", "identities": ["alice", "oidc:alice"]}],
@@ -164,6 +163,23 @@ impl Court {
             installed,
         };
         court.policy("prod", &prod()).await?;
+        // What there is to go back to, and what is different since.
+        court.installed.snapshot(SHOP, "before", &json!({})).await?;
+        let change = [
+            "patch",
+            "configmap",
+            "web",
+            "-n",
+            SHOP,
+            "-p",
+            r#"{"data":{"mode":"v2"}}"#,
+        ];
+        court
+            .installed
+            .cluster
+            .kubectl(&User::admin(), &change, None)
+            .await?
+            .success()?;
         Ok(court)
     }
 
@@ -197,90 +213,57 @@ impl Court {
         self.installed.given(&manifest.to_string()).await
     }
 
-    /// Asks for a rollback that stays open without being executed: suspended, and a dry run.
-    pub async fn request(&self, user: &User, name: &str, more: &Value) -> Result<RollbackRequest> {
-        let mut spec = json!({"target": {"snapshot": "before"}, "dryRun": true, "suspend": true});
+    /// A `RollbackRequest` that is planned and approved but not executed.
+    pub fn rollback(name: &str, more: &Value) -> Value {
+        let mut spec = json!({"target": {"snapshot": "before"}, "suspend": true});
         for (field, value) in more.as_object().into_iter().flatten() {
             spec[field] = value.clone();
         }
-        let manifest = json!({
+        json!({
             "apiVersion": "backstep.dev/v1alpha1", "kind": "RollbackRequest",
             "metadata": {"name": name, "namespace": SHOP}, "spec": spec,
-        });
-        self.installed.apply(user, &manifest.to_string()).await?.success()?;
-        let api: Api<RollbackRequest> = Api::namespaced(self.installed.admin().await?, SHOP);
-        Ok(api.get(name).await?)
+        })
     }
 
-    /// Chooses the policy, as the operator does for a plan of this risk.
-    pub async fn chosen(&self, request: &RollbackRequest, risk: RiskLevel) -> Result<Result<Chosen, NoRoute>> {
-        let snapshot = ResolvedSnapshot {
-            name: "before".into(),
-            uid: "u".into(),
-            ..ResolvedSnapshot::default()
-        };
-        let asking = Asking {
-            risk,
-            traits: Traits::default(),
-            components: &[].into(),
-            snapshot: &snapshot,
-        };
-        let chosen = approval_request::choose(&self.context, request, &asking).await;
-        chosen.map_err(|failure| anyhow::anyhow!("{failure}"))
+    /// Asks as `user`.
+    pub async fn request(&self, user: &User, name: &str, more: &Value) -> Result<()> {
+        let manifest = Self::rollback(name, more).to_string();
+        self.installed.apply(user, &manifest).await?.success().map(drop)
     }
 
-    /// The plan of a request, as the operator writes it.
-    pub async fn plan(&self, request: &RollbackRequest, risk: RiskLevel) -> Result<RollbackPlan> {
-        let digest = Digest::of(request.name_any().as_bytes()).to_string();
-        let plan: RollbackPlan = serde_json::from_value(json!({
-            "apiVersion": "backstep.dev/v1alpha1", "kind": "RollbackPlan",
-            "metadata": {"name": format!("{}-plan", request.name_any()), "namespace": SHOP},
-            "spec": {
-                "requestRef": {"name": request.name_any(), "uid": request.uid()},
-                "target": {"snapshot": "before", "version": 1, "digest": digest}, "digest": digest,
-                "risk": {"level": risk, "score": 10}, "summary": {},
-            },
-        }))?;
-        let api: Api<RollbackPlan> = Api::namespaced(self.context.client.clone(), SHOP);
-        match api.create(&PostParams::default(), &plan).await {
-            Ok(plan) => Ok(plan),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(api.get(&plan.name_any()).await?),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Chooses and asks, and gives back whatever came of it.
-    pub async fn ask(&self, request: &RollbackRequest, risk: RiskLevel) -> Result<Asked> {
-        let chosen = self.chosen(request, risk).await??;
-        let plan = self.plan(request, risk).await?;
-        wait_until(PATIENCE, "the guard to settle", async || {
-            match approval_request::ask(&self.context, request, &plan, &chosen).await {
-                Ok(Asked::Settling { until }) => Err(format!("it settles until {until}")),
-                Ok(asked) => Ok(Some(asked)),
-                Err(failure) => Err(failure.to_string()),
+    /// Waits until the operator has asked for approval, with another `ApprovalRequest` than `but`.
+    pub async fn asked(&self, name: &str, but: Option<&ApprovalRequest>) -> Result<(RollbackRequest, ApprovalRequest)> {
+        let admin = self.installed.admin().await?;
+        let requests: Api<RollbackRequest> = Api::namespaced(admin.clone(), SHOP);
+        let approvals: Api<ApprovalRequest> = Api::namespaced(admin, SHOP);
+        let found = wait_until(PATIENCE, &format!("{name} to be asked for"), async || {
+            let request = requests.get(name).await.map_err(|error| error.to_string())?;
+            let status = request.status.clone().unwrap_or_default();
+            let asked = status.approval.as_ref().map(|approval| approval.request.clone());
+            match asked.filter(|asked| but.is_none_or(|but| but.name_any() != *asked)) {
+                Some(asked) => match approvals.get(&asked).await {
+                    Ok(approval) => Ok(Some((request, approval))),
+                    Err(error) => Err(error.to_string()),
+                },
+                None => Err(serde_json::to_string_pretty(&status).unwrap_or_default()),
             }
         })
-        .await
-    }
-
-    /// Chooses and asks, and gives back the `ApprovalRequest`.
-    pub async fn asked(&self, request: &RollbackRequest, risk: RiskLevel) -> Result<ApprovalRequest> {
-        match self.ask(request, risk).await? {
-            Asked::There(approval) => Ok(*approval),
-            other => anyhow::bail!("not asked: {other:?}"),
-        }
+        .await;
+        found.with_context(|| format!("operator log:\n{}", self.installed.log()))
     }
 
     /// A request by alice, asked for approval.
-    pub async fn opened(
-        &self,
-        name: &str,
-        risk: RiskLevel,
-        more: &Value,
-    ) -> Result<(RollbackRequest, ApprovalRequest)> {
-        let request = self.request(&alice(), name, more).await?;
-        let approval = self.asked(&request, risk).await?;
-        Ok((request, approval))
+    pub async fn opened(&self, name: &str, more: &Value) -> Result<(RollbackRequest, ApprovalRequest)> {
+        self.request(&alice(), name, more).await?;
+        self.asked(name, None).await
+    }
+
+    /// Withdraws a request, as who asked.
+    pub async fn cancel(&self, name: &str) -> Result<()> {
+        let spec = r#"{"spec":{"cancel":true}}"#;
+        let patch = ["patch", "rollbackrequest", name, "-n", SHOP, "--type=merge", "-p", spec];
+        let ran = self.installed.cluster.kubectl(&alice(), &patch, None).await?;
+        ran.success().map(drop)
     }
 
     /// What an `ApprovalDecision` says, with fields of one's own.

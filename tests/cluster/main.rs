@@ -3,6 +3,7 @@
 #![allow(clippy::too_many_lines, reason = "a test tells one story")]
 
 mod approval;
+mod approval_guard;
 mod cel;
 mod chart;
 mod cli;
