@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder},
@@ -163,13 +164,28 @@ impl Context {
     where
         K: Resource<DynamicType = ()>,
     {
+        self.event_about(object, None, warning, reason, action, note).await;
+    }
+
+    /// The same with a second object that it is about; of events that are equal but for the note only the first is kept.
+    pub async fn event_about<K>(
+        &self,
+        object: &K,
+        secondary: Option<ObjectReference>,
+        warning: bool,
+        reason: &str,
+        action: &str,
+        note: &str,
+    ) where
+        K: Resource<DynamicType = ()>,
+    {
         let event = Event {
             type_: if warning { EventType::Warning } else { EventType::Normal },
             reason: reason.to_owned(),
             // The API refuses notes above 1 KiB.
             note: Some(note.chars().take(1000).collect()),
             action: action.to_owned(),
-            secondary: None,
+            secondary,
         };
         let reference = object.object_ref(&());
         let published = self.recorder.publish(&event, &reference);

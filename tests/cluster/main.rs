@@ -2,11 +2,14 @@
 #![allow(clippy::disallowed_methods)]
 #![allow(clippy::too_many_lines, reason = "a test tells one story")]
 
+mod approval;
+mod approval_guard;
 mod cel;
 mod chart;
 mod cli;
 mod cli_decide;
 mod cli_rollback;
+mod court;
 mod edges;
 mod faults;
 mod figures;

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{Api, ResourceExt as _, api::PostParams, runtime::controller::Action};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
+use kube::{Api, Resource as _, ResourceExt as _, api::PostParams, runtime::controller::Action};
 
 use super::gather::{Observed, seal_of};
 use crate::{
@@ -291,8 +291,17 @@ async fn tell(
             "{:?} of {} on {key} ({}) does not count: {why}",
             decision.decision, decision.username, decision.name
         );
+        let about = ObjectReference {
+            api_version: Some(ApprovalDecision::api_version(&()).into_owned()),
+            kind: Some(ApprovalDecision::kind(&()).into_owned()),
+            namespace: approval.namespace(),
+            name: Some(decision.name.clone()),
+            uid: Some(decision.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let (reason, action) = (reasons::NOT_COUNTED, "Count");
         context
-            .event(approval, true, reasons::NOT_COUNTED, "Count", &note)
+            .event_about(approval, Some(about), true, reason, action, &note)
             .await;
     }
     if let Step::Move { to, reason, message } = step {
