@@ -181,6 +181,13 @@ pub(super) async fn missing_rights(
     refused(context, Some(&who), wanted).await
 }
 
+async fn allowed(context: &Context, who: Option<&Identity>, question: &Question) -> crate::cluster::Result<bool> {
+    match who {
+        Some(who) => access::allowed(&context.client, who, question).await,
+        None => access::allowed_here(&context.client, question).await,
+    }
+}
+
 /// What `who`, or the operator itself, may not do.
 pub(super) async fn refused(
     context: &Context,
@@ -189,11 +196,7 @@ pub(super) async fn refused(
 ) -> Result<Vec<String>, Failure> {
     let answers: Vec<Vec<String>> = stream::iter(wanted)
         .map(|(question, objects)| async move {
-            let allowed = async |question: &Question| match who {
-                Some(who) => access::allowed(&context.client, who, question).await,
-                None => access::allowed_here(&context.client, question).await,
-            };
-            if allowed(&question).await? {
+            if allowed(context, who, &question).await? {
                 return Ok(Vec::new());
             }
             // `create` is never granted by name.
@@ -206,7 +209,7 @@ pub(super) async fn refused(
                     name: Some(name),
                     ..question.clone()
                 };
-                if !allowed(&one).await? {
+                if !allowed(context, who, &one).await? {
                     refused.push(one.to_string());
                 }
             }
