@@ -1,6 +1,9 @@
 //! Access reviews: may somebody else do something?
 
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SubjectAccessReview,
+    SubjectAccessReviewSpec,
+};
 use kube::{Api, Client, api::PostParams};
 
 use super::{call, error::Result};
@@ -37,6 +40,37 @@ impl std::fmt::Display for Question {
     }
 }
 
+impl Question {
+    fn attributes(&self) -> ResourceAttributes {
+        ResourceAttributes {
+            verb: Some(self.verb.to_owned()),
+            group: Some(self.group.clone()),
+            resource: Some(self.resource.clone()),
+            namespace: Some(self.namespace.clone()),
+            name: self.name.clone(),
+            ..ResourceAttributes::default()
+        }
+    }
+}
+
+/// Whether this process itself may do what is asked. An authorizer's error is "no".
+pub async fn allowed_here(client: &Client, question: &Question) -> Result<bool> {
+    let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(question.attributes()),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let params = PostParams::default();
+    let what = format!("review {question}");
+    let reviewed = call::repeat(&what, call::DEADLINE, || api.create(&params, &review)).await?;
+    Ok(reviewed
+        .status
+        .is_some_and(|status| status.allowed && status.denied != Some(true)))
+}
+
 /// Whether `who` may do what is asked. An authorizer's error is "no".
 pub async fn allowed(client: &Client, who: &Identity, question: &Question) -> Result<bool> {
     Ok(may(client, who, question).await? == Some(true))
@@ -50,14 +84,7 @@ pub async fn may(client: &Client, who: &Identity, question: &Question) -> Result
             user: who.username.clone(),
             uid: who.uid.clone(),
             groups: who.groups.clone(),
-            resource_attributes: Some(ResourceAttributes {
-                verb: Some(question.verb.to_owned()),
-                group: Some(question.group.clone()),
-                resource: Some(question.resource.clone()),
-                namespace: Some(question.namespace.clone()),
-                name: question.name.clone(),
-                ..ResourceAttributes::default()
-            }),
+            resource_attributes: Some(question.attributes()),
             ..SubjectAccessReviewSpec::default()
         },
         ..SubjectAccessReview::default()

@@ -336,7 +336,7 @@ impl Writer<'_> {
                 if error.is_not_found() {
                     return Err(error.into());
                 }
-                body = write::refreshed(&body, &now);
+                body = write::refreshed(&body, &now, how == How::Put);
             } else if in_doubt && arrived(&body, manager, &now) {
                 return Ok(now);
             } else {
@@ -501,12 +501,13 @@ impl Writer<'_> {
 
     async fn delete(&self, uid: &str, resource_version: &str, deletes: Digest) -> Result<Value, WriteError> {
         let uri = self.collection(None).item_path(&self.place.name);
-        let uri = if self.dry_run { format!("{uri}?dryRun=All") } else { uri };
         let mut resource_version = resource_version.to_owned();
         let mut patience = Patience::new();
         loop {
+            // A server that finds options in the body does not look at those in the query.
+            let dry_run: &[&str] = if self.dry_run { &["All"] } else { &[] };
             let body = json!({
-                "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
+                "apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "dryRun": dry_run,
                 "preconditions": {"uid": uid, "resourceVersion": resource_version},
             });
             let tried = self

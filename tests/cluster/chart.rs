@@ -219,7 +219,7 @@ async fn uninstall(cluster: &Cluster) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_holds_no_right_that_it_does_not_need() -> Result<()> {
     let cluster = start("rights").await?;
-    install(&cluster, &[]).await?;
+    install(&cluster, &["--set", "rbac.write=false"]).await?;
     let kubeconfig = cluster
         .service_account_kubeconfig(OPERATOR_NAMESPACE, "backstep")
         .await?;
@@ -257,6 +257,26 @@ async fn the_operator_holds_no_right_that_it_does_not_need() -> Result<()> {
         &["patch", "customresourcedefinitions.apiextensions.k8s.io"],
         &["delete", "validatingadmissionpolicies.admissionregistration.k8s.io"],
         &["create", "approvaldecisions.backstep.dev", "-n", "default"],
+        &["approve", "approvalstages.backstep.dev/prod:sre"],
+        &["break-glass", "approvalscopes.backstep.dev/default"],
+        &["purge", "approvalscopes.backstep.dev/default"],
+    ] {
+        ensure!(!can(denied).await?, "the operator may {denied:?}");
+    }
+
+    // Rollbacks write; what makes somebody more than they are stays out.
+    let upgrade = ["upgrade", "backstep", CHART, "-n", OPERATOR_NAMESPACE, "--set", "replicas=0"];
+    helm(&cluster, &upgrade).await?;
+    for verb in ["create", "update", "patch", "delete"] {
+        for kind in ["secrets", "deployments.apps", "widgets.example.org"] {
+            ensure!(can(&[verb, kind, "-n", "default"]).await?, "the operator may not {verb} {kind}");
+        }
+    }
+    for denied in [
+        &["escalate", "clusterroles.rbac.authorization.k8s.io"][..],
+        &["bind", "clusterroles.rbac.authorization.k8s.io"],
+        &["impersonate", "users"],
+        &["deletecollection", "secrets", "-n", "default"],
         &["approve", "approvalstages.backstep.dev/prod:sre"],
         &["break-glass", "approvalscopes.backstep.dev/default"],
         &["purge", "approvalscopes.backstep.dev/default"],

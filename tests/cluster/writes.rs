@@ -284,7 +284,7 @@ kind: Service
 metadata: {{name: {name}}}
 spec:
   selector: {{app: {name}}}
-  ports: [{{name: http, port: {generation}80, targetPort: 80}}]
+  ports: [{{name: http{generation}, port: {generation}80, targetPort: 80}}]
 ---
 apiVersion: apps/v1
 kind: Deployment

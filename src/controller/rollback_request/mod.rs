@@ -1,5 +1,6 @@
 //! The controller of `RollbackRequests`: plan, ask, pass the gate, execute, record.
 
+mod dry_runs;
 mod execute;
 mod gate;
 mod gather;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
 
-use super::{gate, gather::Sides, verify};
+use super::{dry_runs, gate, gather::Sides, verify};
 use crate::{
     api::{
         RollbackRequest,
@@ -60,22 +60,7 @@ pub(super) async fn check(
     checks.push(rights(context, request, sides, plan).await?);
     checks.push(owners_in_git(request, plan));
     checks.extend(verify::preflight(context, request, resolved, &sides.kinds).await?);
-    for (check, detail) in [
-        (
-            "DryRuns",
-            "server-side dry runs come with execution: this release has no right to write to the namespace",
-        ),
-        (
-            "QuotaSum",
-            "the sum of changes is compared with ResourceQuotas when execution comes",
-        ),
-    ] {
-        checks.push(PreflightResult {
-            check: check.into(),
-            result: PreflightOutcome::NotCheckable,
-            detail: Some(detail.into()),
-        });
-    }
+    checks.extend(dry_runs::check(context, request, sides, plan).await?);
     Ok(checks)
 }
 
@@ -101,7 +86,7 @@ async fn snapshot_verified(repository: &Repository, resolved: &ResolvedSnapshot)
     }
 }
 
-fn named(check: &str, objects: impl Iterator<Item = String>, what: &str, fix: &str) -> PreflightResult {
+pub(super) fn named(check: &str, objects: impl Iterator<Item = String>, what: &str, fix: &str) -> PreflightResult {
     let objects: Vec<String> = objects.collect();
     if objects.is_empty() {
         return PreflightResult {
@@ -193,17 +178,25 @@ pub(super) async fn missing_rights(
             wanted.entry(question).or_default().insert(item.id.name.clone());
         }
     }
-    refused(context, &who, wanted).await
+    refused(context, Some(&who), wanted).await
 }
 
-async fn refused(
+async fn allowed(context: &Context, who: Option<&Identity>, question: &Question) -> crate::cluster::Result<bool> {
+    match who {
+        Some(who) => access::allowed(&context.client, who, question).await,
+        None => access::allowed_here(&context.client, question).await,
+    }
+}
+
+/// What `who`, or the operator itself, may not do.
+pub(super) async fn refused(
     context: &Context,
-    who: &Identity,
+    who: Option<&Identity>,
     wanted: BTreeMap<Question, BTreeSet<String>>,
 ) -> Result<Vec<String>, Failure> {
     let answers: Vec<Vec<String>> = stream::iter(wanted)
         .map(|(question, objects)| async move {
-            if access::allowed(&context.client, who, &question).await? {
+            if allowed(context, who, &question).await? {
                 return Ok(Vec::new());
             }
             // `create` is never granted by name.
@@ -216,7 +209,7 @@ async fn refused(
                     name: Some(name),
                     ..question.clone()
                 };
-                if !access::allowed(&context.client, who, &one).await? {
+                if !allowed(context, who, &one).await? {
                     refused.push(one.to_string());
                 }
             }

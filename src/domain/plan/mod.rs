@@ -23,6 +23,7 @@ pub mod items;
 mod json;
 pub mod order;
 mod quantity;
+pub mod quota;
 pub mod risk;
 pub mod scope;
 #[cfg(test)]

@@ -8,7 +8,7 @@ pub(super) fn compare(a: &str, b: &str) -> Option<Ordering> {
 }
 
 /// The quantity in billionths, rounded up as Kubernetes does. At most 18 digits before the suffix.
-fn nanos(text: &str) -> Option<i128> {
+pub(super) fn nanos(text: &str) -> Option<i128> {
     const NANO: i128 = 1_000_000_000;
     let (negative, text) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),

@@ -167,8 +167,8 @@ fn content_calls(item: &Item, live: Option<&LiveState>, around: &Around<'_>) -> 
             replaces: live.map(|live| live.state),
         }]);
     }
-    let write = |manager: &str| {
-        let (manager, body) = (manager.to_owned(), Content(object.clone()));
+    let write = |manager: &str, body: Value| {
+        let (manager, body) = (manager.to_owned(), Content(body));
         match live {
             Some(live) => Call::Put {
                 manager,
@@ -178,9 +178,22 @@ fn content_calls(item: &Item, live: Option<&LiveState>, around: &Around<'_>) -> 
             None => Call::Post { manager, body },
         }
     };
+    // What another applier holds beside it would stay with that one.
+    let applied = live.is_some_and(|live| {
+        live.managed_fields
+            .iter()
+            .any(|entry| text(entry, "operation") == "Apply")
+    });
     Ok(match only_updater(&target) {
-        Some(manager) if !unfinished => vec![write(manager)],
-        _ => vec![write(RESTORING), fields(None)],
+        Some(manager) if !unfinished && !applied => {
+            // What the server chose then it chooses again, and it stays nobody's.
+            let part = match (live, target.as_slice()) {
+                (None, [entry]) => set_of(entry).and_then(|owned| owned_part(&object, owned, true)),
+                _ => None,
+            };
+            vec![write(manager, part.unwrap_or_else(|| object.clone()))]
+        }
+        _ => vec![write(RESTORING, object.clone()), fields(None)],
     })
 }
 
@@ -427,21 +440,23 @@ fn apply(target: &[Value], object: &Value, wanted: &Desired, live: Option<&LiveS
             return None;
         }
     }
+    let body = owned_part(object, owned, live.is_none())?;
+    Some((text(entry, "manager").to_owned(), body))
+}
+
+/// What of `object` is owned, and which object it is; `None` where that would lose something that does not come by itself.
+fn owned_part(object: &Value, owned: &Set, is_new: bool) -> Option<Value> {
     let mut body = fields::project(object, owned).unwrap_or_else(|| json!({}));
     json::put(&mut body, &["status"], None);
     // Without an owner reference the object would outlive its owner; and these have no defaults that would come back.
     let left_out = |path: &[&str]| json::at(object, path).is_some() && json::at(&body, path) != json::at(object, path);
-    if left_out(&["metadata", "ownerReferences"])
-        || (live.is_none()
-            && [
-                &["metadata", "labels"][..],
-                &["metadata", "annotations"],
-                &["data"],
-                &["binaryData"],
-            ]
-            .into_iter()
-            .any(left_out))
-    {
+    let without_default = [
+        &["metadata", "labels"][..],
+        &["metadata", "annotations"],
+        &["data"],
+        &["binaryData"],
+    ];
+    if left_out(&["metadata", "ownerReferences"]) || (is_new && without_default.into_iter().any(left_out)) {
         return None;
     }
     for path in [
@@ -454,7 +469,7 @@ fn apply(target: &[Value], object: &Value, wanted: &Desired, live: Option<&LiveS
     ] {
         json::put(&mut body, path, json::at(object, path).cloned());
     }
-    Some((text(entry, "manager").to_owned(), body))
+    Some(body)
 }
 
 /// Digest of what of a raw object only its authors change: two equal ones differ in status and bookkeeping alone.
@@ -479,23 +494,26 @@ pub fn state(raw: &Value) -> Digest {
     canonical::digest(&raw)
 }
 
-/// `body` of a replacement, now of `current`, which differs from what it was made for in status and bookkeeping alone.
-pub fn refreshed(body: &Value, current: &Value) -> Value {
+/// `body` of a replacement, now of `current`, which differs from what it was made for in status and bookkeeping alone. A `whole`
+/// one would take away what it does not hold; of an apply body everything is its manager's.
+pub fn refreshed(body: &Value, current: &Value, whole: bool) -> Value {
     let mut body = body.clone();
     json::put(
         &mut body,
         &["metadata", "resourceVersion"],
         json::at(current, &["metadata", "resourceVersion"]).cloned(),
     );
-    if body.get("status").is_some() {
-        json::put(&mut body, &["status"], current.get("status").cloned());
+    if !whole {
+        return body;
     }
+    json::put(&mut body, &["status"], current.get("status").cloned());
     let theirs = json::at(current, &["metadata", "annotations"]).and_then(Value::as_object);
-    for (name, value) in theirs.into_iter().flatten() {
-        // An apply body holds only what its manager owns.
-        if name.starts_with(OF_DEPLOYMENTS) && json::at(&body, &["metadata", "annotations", name]).is_some() {
-            json::put(&mut body, &["metadata", "annotations", name], Some(value.clone()));
-        }
+    for (name, value) in theirs
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.starts_with(OF_DEPLOYMENTS))
+    {
+        json::put(&mut body, &["metadata", "annotations", name], Some(value.clone()));
     }
     body
 }

@@ -1,0 +1,377 @@
+//! What the server says of every write before one is made: its rights, its admission, its quotas, its namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::{StreamExt as _, stream};
+use kube::ResourceExt as _;
+use serde_json::Value;
+
+use super::{
+    gather::Sides,
+    preflight::{bounded, named, refused},
+};
+use crate::{
+    api::{
+        RollbackRequest,
+        rollback_plan::{PreflightOutcome, PreflightResult},
+        rollback_request::Preflight,
+    },
+    capture::Failure,
+    cluster::{
+        self, Class,
+        access::Question,
+        clock,
+        list::{self, Collection},
+        write::{Place, WriteError, perform},
+    },
+    controller::context::Context,
+    domain::{
+        object::ObjectId,
+        plan::{
+            Bound, Item, Plan, quota,
+            write::{Around, Call, WriteRefusal, calls},
+        },
+    },
+};
+
+/// Dry runs at once.
+const DRY_RUNS: usize = 8;
+/// Names in one detail.
+const SHOWN: usize = 8;
+/// Most webhook configurations, policies or quotas that are read; more count as not known.
+const MOST: usize = 5000;
+/// Stands for the UID of an owner that is not there yet; the server asks only that there is one.
+const NOT_YET: &str = "00000000-0000-0000-0000-000000000000";
+
+/// Rights of the operator, dry runs, quotas and the namespace's phase.
+pub(super) async fn check(
+    context: &Context,
+    request: &RollbackRequest,
+    sides: &Sides,
+    plan: &Plan<Bound>,
+) -> Result<Vec<PreflightResult>, Failure> {
+    let namespace = request.namespace().unwrap_or_default();
+    let writes = writes(sides, plan, &namespace);
+    let missing = missing_rights(context, &writes, &namespace).await?;
+    let mut checks = vec![
+        named(
+            "OperatorRights",
+            missing.iter().cloned(),
+            "the operator may not",
+            "set rbac.write: true in the chart, or add these to rbac.writeRules",
+        ),
+        namespace_stays(context, &namespace).await?,
+        quotas(context, sides, plan, &namespace).await?,
+    ];
+    checks.push(if missing.is_empty() {
+        dry_runs(context, request.spec.preflight, writes).await?
+    } else {
+        result(
+            "DryRuns",
+            PreflightOutcome::NotCheckable,
+            "without the operator's rights nothing can be tried".into(),
+        )
+    });
+    Ok(checks)
+}
+
+fn result(check: &str, result: PreflightOutcome, detail: String) -> PreflightResult {
+    PreflightResult {
+        check: check.into(),
+        result,
+        detail: (!detail.is_empty()).then(|| bounded(detail)),
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+/// One item, and how it would be written.
+struct Write<'a> {
+    item: &'a Item,
+    /// `None` where the plan itself makes the kind served.
+    place: Option<Place>,
+    calls: Result<Vec<Call>, WriteRefusal>,
+}
+
+fn writes<'a>(sides: &Sides, plan: &'a Plan<Bound>, namespace: &str) -> Vec<Write<'a>> {
+    // What is refused is told elsewhere.
+    let items = plan.writes().filter(|item| item.refusal.is_none());
+    items
+        .map(|item| {
+            let owners: BTreeMap<ObjectId, String> = item
+                .desired
+                .iter()
+                .flat_map(|wanted| &wanted.pending_owners)
+                .map(|owner| (owner.clone(), NOT_YET.to_owned()))
+                .collect();
+            let around = Around {
+                owners: &owners,
+                restarted_at: clock::now(),
+            };
+            let place = sides
+                .kinds
+                .get(&(item.id.group.clone(), item.id.kind.clone()))
+                .map(|kind| kind.collection(Some(namespace)))
+                .map(|collection| Place {
+                    group: collection.group,
+                    version: collection.version,
+                    plural: collection.plural,
+                    namespace: collection.namespace,
+                    name: item.id.name.clone(),
+                });
+            Write {
+                item,
+                place,
+                calls: calls(item, &around),
+            }
+        })
+        .collect()
+}
+
+/// What the operator itself may not do of what the plan does.
+async fn missing_rights(context: &Context, writes: &[Write<'_>], namespace: &str) -> Result<Vec<String>, Failure> {
+    let mut wanted: BTreeMap<Question, BTreeSet<String>> = BTreeMap::new();
+    for write in writes {
+        let (Some(place), Ok(calls)) = (&write.place, &write.calls) else {
+            continue;
+        };
+        for call in calls {
+            let verbs: &[&'static str] = match call {
+                Call::Apply { replaces: None, .. } => &["create", "patch"],
+                Call::Apply { .. } | Call::Fields { .. } | Call::Merge { .. } => &["patch"],
+                Call::Put { .. } => &["update"],
+                Call::Post { .. } => &["create"],
+                Call::Delete { .. } => &["delete"],
+            };
+            for verb in verbs {
+                let question = Question {
+                    verb,
+                    group: place.group.clone(),
+                    resource: place.plural.clone(),
+                    namespace: namespace.to_owned(),
+                    name: None,
+                };
+                wanted.entry(question).or_default().insert(place.name.clone());
+            }
+        }
+    }
+    refused(context, None, wanted).await
+}
+
+async fn namespace_stays(context: &Context, namespace: &str) -> Result<PreflightResult, Failure> {
+    let check = "NamespaceActive";
+    let uri = collection("", "v1", "namespaces", None).item_path(namespace);
+    let what = format!("get namespace {namespace}");
+    let bytes = match list::get_object(&context.client, &uri, &what).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_not_found() => {
+            let detail = format!("the namespace {namespace} is gone; create it, and make the request again");
+            return Ok(result(check, PreflightOutcome::Failed, detail));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let object = json(&bytes, &what)?;
+    if object["metadata"]["deletionTimestamp"].is_null() {
+        return Ok(result(check, PreflightOutcome::Passed, String::new()));
+    }
+    let detail = format!("the namespace {namespace} is being deleted, so that nothing can be created in it");
+    Ok(result(check, PreflightOutcome::Failed, detail))
+}
+
+fn collection(group: &str, version: &str, plural: &str, namespace: Option<&str>) -> Collection {
+    Collection {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        plural: plural.to_owned(),
+        namespace: namespace.map(ToOwned::to_owned),
+    }
+}
+
+fn json(bytes: &[u8], what: &str) -> Result<Value, cluster::Error> {
+    serde_json::from_slice(bytes).map_err(|source| cluster::Error::Unreadable {
+        what: what.to_owned(),
+        source,
+    })
+}
+
+/// Every object of a collection, which is small; none where the server does not serve it.
+async fn all(context: &Context, of: &Collection) -> cluster::Result<Vec<Value>> {
+    let what = of.to_string();
+    let uri = format!("{}?limit={MOST}", of.path());
+    match list::get_object(&context.client, &uri, &what).await {
+        Ok(bytes) => Ok(json(&bytes, &what)?["items"].as_array().cloned().unwrap_or_default()),
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn quotas(
+    context: &Context,
+    sides: &Sides,
+    plan: &Plan<Bound>,
+    namespace: &str,
+) -> Result<PreflightResult, Failure> {
+    let check = "QuotaSum";
+    let quotas = match all(context, &collection("", "v1", "resourcequotas", Some(namespace))).await {
+        Ok(quotas) => quotas,
+        Err(error) if error.class() == Class::Transient => return Err(error.into()),
+        Err(error) => return Ok(result(check, PreflightOutcome::NotCheckable, error.to_string())),
+    };
+    let plural = |id: &ObjectId| {
+        let kind = sides.kinds.get(&(id.group.clone(), id.kind.clone()))?;
+        Some(kind.plural.clone())
+    };
+    let compared = quota::compare(&quotas, plan.items(), plural);
+    if !compared.exceeded.is_empty() {
+        let exceeded = compared.exceeded.iter().map(ToString::to_string);
+        return Ok(named(
+            check,
+            exceeded,
+            "quotas do not suffice for all of it:",
+            "raise them, or leave objects out with objects.exclude",
+        ));
+    }
+    Ok(if compared.scoped.is_empty() {
+        result(check, PreflightOutcome::Passed, String::new())
+    } else {
+        let detail = format!(
+            "quotas for some Pods only are not summed up: {}",
+            listed(&compared.scoped)
+        );
+        result(check, PreflightOutcome::NotCheckable, detail)
+    })
+}
+
+async fn dry_runs(context: &Context, preflight: Preflight, writes: Vec<Write<'_>>) -> Result<PreflightResult, Failure> {
+    let looked_at = if preflight == Preflight::Auto {
+        looked_at(context).await
+    } else {
+        LookedAt::All
+    };
+    let mut later = Vec::new();
+    let mut tried = Vec::new();
+    let mut failed = Vec::new();
+    for write in writes {
+        match (write.place, write.calls) {
+            (_, Err(refusal)) => failed.push(format!("{}: {refusal}", write.item.id)),
+            (None, Ok(_)) => later.push(format!("{} (its definition comes back with it)", write.item.id)),
+            (Some(place), Ok(calls)) if looked_at.by_somebody(&place) => {
+                tried.push((write.item.id.clone(), place, calls))
+            }
+            // This server took it before, and nobody but the server looks at it.
+            (Some(_), Ok(_)) => {}
+        }
+    }
+    let outcomes: Vec<_> = stream::iter(tried)
+        .map(|(id, place, calls)| async move { (id, perform(&context.client, &place, &calls, true).await) })
+        .buffer_unordered(DRY_RUNS)
+        .collect()
+        .await;
+    for (id, outcome) in outcomes {
+        match outcome {
+            Ok(_) => {}
+            Err(WriteError::Drift(moved)) => later.push(moved),
+            Err(WriteError::Failed(error)) => {
+                let text = error.to_string();
+                if text.contains("does not support dry run") {
+                    later.push(format!("{id} (a webhook refuses dry runs)"));
+                } else {
+                    failed.push(text);
+                }
+            }
+        }
+    }
+    failed.sort();
+    later.sort();
+    if !failed.is_empty() {
+        return Ok(named(
+            "DryRuns",
+            failed.into_iter(),
+            "the server would refuse:",
+            "change what refuses, or leave the objects out with objects.exclude",
+        ));
+    }
+    Ok(if later.is_empty() {
+        result("DryRuns", PreflightOutcome::Passed, String::new())
+    } else {
+        let detail = format!("not tried beforehand: {}", listed(&later));
+        result("DryRuns", PreflightOutcome::NotCheckable, detail)
+    })
+}
+
+/// Of which resources webhooks and admission policies look at writes.
+enum LookedAt {
+    /// Any, or it is not known.
+    All,
+    /// Of core: these.
+    Core { config_maps: bool, secrets: bool },
+}
+
+impl LookedAt {
+    /// Whether the server's acceptance is not certain.
+    fn by_somebody(&self, place: &Place) -> bool {
+        match (self, place.group.as_str(), place.plural.as_str()) {
+            (Self::Core { config_maps, .. }, "", "configmaps") => *config_maps,
+            (Self::Core { secrets, .. }, "", "secrets") => *secrets,
+            _ => true,
+        }
+    }
+}
+
+/// Asks every webhook configuration and admission policy which resources it looks at. Namespace selectors are not evaluated: one that
+/// does not apply costs a dry run.
+async fn looked_at(context: &Context) -> LookedAt {
+    let mut rules: Vec<Value> = Vec::new();
+    for plural in [
+        "validatingwebhookconfigurations",
+        "mutatingwebhookconfigurations",
+        "validatingadmissionpolicies",
+        "mutatingadmissionpolicies",
+    ] {
+        for version in ["v1", "v1beta1", "v1alpha1"] {
+            let of = collection("admissionregistration.k8s.io", version, plural, None);
+            let Ok(objects) = all(context, &of).await else {
+                return LookedAt::All;
+            };
+            for object in &objects {
+                let webhooks = object["webhooks"].as_array().into_iter().flatten();
+                for rule in webhooks
+                    .flat_map(|webhook| webhook["rules"].as_array().into_iter().flatten())
+                    .chain(
+                        object["spec"]["matchConstraints"]["resourceRules"]
+                            .as_array()
+                            .into_iter()
+                            .flatten(),
+                    )
+                {
+                    rules.push(rule.clone());
+                }
+            }
+            if !objects.is_empty() {
+                break;
+            }
+        }
+    }
+    let matched = |resource: &str| {
+        let names = |rule: &Value, field: &str, wanted: &[&str]| {
+            rule[field]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|name| name.as_str().is_some_and(|name| wanted.contains(&name)))
+        };
+        rules
+            .iter()
+            .any(|rule| names(rule, "apiGroups", &["", "*"]) && names(rule, "resources", &[resource, "*", "*/*"]))
+    };
+    LookedAt::Core {
+        config_maps: matched("configmaps"),
+        secrets: matched("secrets"),
+    }
+}
