@@ -16,6 +16,7 @@ mod figures;
 mod incremental;
 mod plans;
 mod proxy;
+mod rollbacks;
 mod snapshots;
 mod support;
 mod tampering;
