@@ -20,7 +20,8 @@ use crate::ops::{
   kubectl backstep history --limit 20 -o wide
   kubectl backstep history -A -o json
 
-Newest first. What a finished RollbackRequest holds is its record; `kubectl backstep plan --of REQUEST` shows what it did object by object.")]
+Newest first, by when they were asked for. A finished RollbackRequest is its own record; of those that are gone the operator's store keeps one, \
+which is listed where you may read the store (administrators). `kubectl backstep plan --of REQUEST` shows what was done object by object.")]
 pub struct Options {
     /// Of all namespaces
     #[arg(short = 'A', long)]
@@ -55,13 +56,14 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         limit: options.limit.and_then(|limit| usize::try_from(limit).ok()),
         after: options.continue_token.clone(),
     };
-    let page = history::history(&session, &query).await?;
+    let page = Box::pin(history::history(&session, context.store.as_ref(), &query)).await?;
     let next = page.next.as_ref().map(ToString::to_string);
     match options.output {
         Format::Json | Format::Yaml => {
-            context
-                .out
-                .structured(options.output, &json!({"records": page.records, "continue": next}))?;
+            context.out.structured(
+                options.output,
+                &json!({"records": page.records, "continue": next, "withoutArchive": page.without_archive}),
+            )?;
         }
         Format::Name => {
             for record in &page.records {
@@ -89,6 +91,11 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
                 .collect();
             context.out.table(&header(options.all_namespaces, wide), rows)?;
         }
+    }
+    if let (Some(why), Format::Wide) = (&page.without_archive, options.output) {
+        context
+            .out
+            .note(format_args!("Requests that are gone are not listed: {why}"))?;
     }
     if let (Some(token), Some(limit)) = (next, options.limit) {
         context.out.note(format_args!(
@@ -135,7 +142,10 @@ fn row(record: &Record, namespaced: bool, wide: bool) -> Vec<(String, Tone)> {
         (None, false) => format!("{:?}", record.reason),
     };
     row.extend([
-        plain(record.name.clone()),
+        (
+            record.name.clone(),
+            if record.archived { Tone::Quiet } else { Tone::Plain },
+        ),
         (format!("{:?}", record.phase), shown::phase_tone(record.phase)),
         dash(target),
         dash(record.by.clone()),

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long it is waited for the plan when nobody asked to wait, to say who may approve it.
-const FIRST_LOOK: Duration = Duration::from_secs(15);
+const FIRST_LOOK: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
 #[command(after_long_help = "Examples:

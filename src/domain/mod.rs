@@ -7,6 +7,7 @@ pub mod health;
 pub mod lifecycle;
 pub mod object;
 pub mod plan;
+pub mod record;
 pub mod rollback;
 pub mod snapshot;
 pub mod target;

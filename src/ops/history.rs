@@ -8,13 +8,20 @@ use serde::Serialize;
 
 use super::{
     Class, Error, Result, Session, approval,
+    contents::{Contents, failed},
     list::{self, Scope},
     rollback,
+    store::Location,
 };
-use crate::api::{
-    RollbackRequest,
-    approval_request::Decision,
-    rollback_request::{ReasonType, RollbackPhase},
+use crate::{
+    api::{
+        RollbackRequest,
+        approval_request::{Decision, RecordedDecision},
+        conditions,
+        rollback_request::{ReasonType, RollbackPhase},
+    },
+    domain::record,
+    repository::Room,
 };
 
 /// One finished rollback.
@@ -65,18 +72,21 @@ pub struct Record {
     /// Seconds from start to end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<i64>,
+    /// The request is gone; this is what the repository kept of it.
+    pub archived: bool,
 }
 
 /// Where a page ended: everything newer has been shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
-    at: Timestamp,
+    /// When the last request shown was created, Unix time in milliseconds.
+    millis: i64,
     uid: String,
 }
 
 impl std::fmt::Display for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.at, self.uid)
+        write!(f, "{}/{}", self.millis, self.uid)
     }
 }
 
@@ -86,9 +96,9 @@ impl FromStr for Cursor {
     fn from_str(text: &str) -> Result<Self> {
         let invalid =
             || Error::usage(format!("`{text}` is no token of history")).fix("pass what the last page printed");
-        let (at, uid) = text.split_once('/').ok_or_else(invalid)?;
+        let (millis, uid) = text.split_once('/').ok_or_else(invalid)?;
         Ok(Self {
-            at: at.parse().map_err(|_| invalid())?,
+            millis: millis.parse().map_err(|_| invalid())?,
             uid: uid.to_owned(),
         })
     }
@@ -97,10 +107,12 @@ impl FromStr for Cursor {
 /// One page of history.
 #[derive(Debug)]
 pub struct Page {
-    /// Newest first.
+    /// Newest first, by when they were asked for.
     pub records: Vec<Record>,
     /// Where to go on; absent after the last page.
     pub next: Option<Cursor>,
+    /// Why records of requests that are gone are missing; absent where they were read.
+    pub without_archive: Option<String>,
 }
 
 /// What to look for.
@@ -116,8 +128,15 @@ pub struct Query {
     pub after: Option<Cursor>,
 }
 
-/// Finished requests, newest first.
-pub async fn history(session: &Session, query: &Query) -> Result<Page> {
+/// Where a record is.
+enum Source {
+    Live(Box<RollbackRequest>),
+    Stored(String),
+}
+
+/// Finished requests, newest first: those that are there, and of those that are gone what the repository keeps, where the user may
+/// read it.
+pub async fn history(session: &Session, chosen: Option<&Location>, query: &Query) -> Result<Page> {
     let (api, what): (Api<RollbackRequest>, _) = match query.scope {
         Scope::Namespace => (
             session.api_in(&session.namespace),
@@ -128,31 +147,85 @@ pub async fn history(session: &Session, query: &Query) -> Result<Page> {
             "list rollbackrequests in all namespaces".to_owned(),
         ),
     };
-    let requests = list::every(session, &what, &api, &ListParams::default()).await?;
+    let mut sources: BTreeMap<Cursor, Source> = BTreeMap::new();
+    let archive = match stored(session, chosen, query, &mut sources).await {
+        Ok(contents) => Ok(contents),
+        // Damage must never look like a missing right.
+        Err(error) if error.class == Class::Corrupt => return Err(error),
+        Err(error) => Err(error.what),
+    };
+    // Listed after the archive: what is archived meanwhile is still found here, and what is there is never shown twice.
+    for request in list::every(session, &what, &api, &ListParams::default()).await? {
+        let at = Cursor {
+            millis: request.creation_timestamp().map_or(0, |t| t.0.as_millisecond()),
+            uid: request.uid().unwrap_or_default(),
+        };
+        if rollback::is_over(&request) {
+            sources.insert(at, Source::Live(Box::new(request)));
+        } else {
+            sources.remove(&at);
+        }
+    }
     let approvers = approvers(session, query.scope).await?;
-    let records = requests
-        .iter()
-        .filter(|r| rollback::is_over(r) && (query.dry_runs || !r.spec.dry_run))
-        .map(|r| record(r, approvers.as_ref()))
-        .collect();
-    Ok(cut(records, query))
+    let mut page = Page {
+        records: Vec::new(),
+        next: None,
+        without_archive: archive.as_ref().err().cloned(),
+    };
+    let mut last = None;
+    for (at, source) in sources.into_iter().rev() {
+        if query.after.as_ref().is_some_and(|after| at >= *after) {
+            continue;
+        }
+        let record = match source {
+            Source::Live(request) => Some((request.spec.dry_run, live(&request, approvers.as_ref()))),
+            Source::Stored(name) => match &archive {
+                Ok(contents) => {
+                    let document = contents.repository().document(Room::History, &name).await;
+                    let document: Option<record::Record> = document.map_err(|e| failed(&e))?;
+                    document.map(|record| (record.spec.dry_run, archived(record, at.millis)))
+                }
+                Err(_) => None,
+            },
+        };
+        let Some((dry_run, record)) = record else { continue };
+        if dry_run && !query.dry_runs {
+            continue;
+        }
+        if query.limit == Some(page.records.len()) {
+            page.next = last;
+            break;
+        }
+        page.records.push(record);
+        last = Some(at);
+    }
+    Ok(page)
 }
 
-fn cut(mut records: Vec<Record>, query: &Query) -> Page {
-    let order = |record: &Record| (record.at, record.uid.clone());
-    records.sort_by_key(|record| std::cmp::Reverse(order(record)));
-    if let Some(after) = &query.after {
-        records.retain(|record| order(record) < (after.at, after.uid.clone()));
+/// Finds the records that the repository keeps of the namespaces asked for.
+async fn stored(
+    session: &Session,
+    chosen: Option<&Location>,
+    query: &Query,
+    sources: &mut BTreeMap<Cursor, Source>,
+) -> Result<Contents> {
+    let contents = Contents::open(session, chosen).await?;
+    let names = contents.repository().documents(Room::History).await;
+    let place = match query.scope {
+        Scope::Namespace => record::place(&session.namespace),
+        Scope::All => String::new(),
+    };
+    for name in names
+        .map_err(|e| failed(&e))?
+        .into_iter()
+        .filter(|n| n.starts_with(&place))
+    {
+        if let Some((millis, uid)) = record::parse(&name) {
+            let uid = uid.to_owned();
+            sources.insert(Cursor { millis, uid }, Source::Stored(name));
+        }
     }
-    let mut next = None;
-    if let Some(limit) = query.limit.filter(|limit| *limit < records.len()) {
-        records.truncate(limit);
-        next = records.last().map(|last| Cursor {
-            at: last.at,
-            uid: last.uid.clone(),
-        });
-    }
-    Page { records, next }
+    Ok(contents)
 }
 
 /// Whose approvals counted, by UID of the request; `None` where they may not be read.
@@ -162,59 +235,82 @@ async fn approvers(session: &Session, scope: Scope) -> Result<Option<BTreeMap<St
         Err(error) if error.class == Class::Forbidden => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut people: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut by_request: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for approval in &approvals {
-        let counted = approval::recorded(approval)
-            .filter(|d| d.counted == Some(true) && matches!(d.decision, Decision::Approve | Decision::Acknowledge))
-            .map(|d| d.username.clone());
-        let of = people.entry(approval.spec.request_ref.uid.clone()).or_default();
-        for person in counted {
+        let of = by_request.entry(approval.spec.request_ref.uid.clone()).or_default();
+        for person in people(approval::recorded(approval)) {
             if !of.contains(&person) {
                 of.push(person);
             }
         }
     }
-    Ok(Some(people))
+    Ok(Some(by_request))
 }
 
-fn record(request: &RollbackRequest, approvers: Option<&BTreeMap<String, Vec<String>>>) -> Record {
-    let status = request.status.clone().unwrap_or_default();
-    let spec = &request.spec;
+fn live(request: &RollbackRequest, approvers: Option<&BTreeMap<String, Vec<String>>>) -> Record {
     let uid = request.uid().unwrap_or_default();
-    let reason = spec.reason.clone().unwrap_or_default();
-    let asked = spec.requested_by.as_ref().and_then(|r| r.username.clone());
-    let ended = status.completed_at.as_ref().map(|t| t.0);
-    let end = status
-        .conditions
-        .iter()
-        .find(|c| c.type_ == crate::api::conditions::READY);
-    Record {
+    let kept = record::Record {
         namespace: request.namespace().unwrap_or_default(),
         name: request.name_any(),
-        phase: rollback::phase(request),
+        spec: request.spec.clone(),
+        status: request.status.clone().unwrap_or_default(),
+        decisions: Vec::new(),
+        uid,
+    };
+    let approvers = approvers.map(|a| a.get(&kept.uid).cloned().unwrap_or_default());
+    let created = request.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+    record(kept, approvers, created, false)
+}
+
+fn archived(kept: record::Record, millis: i64) -> Record {
+    let approvers = people(&kept.decisions);
+    let created = Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH);
+    record(kept, Some(approvers), created, true)
+}
+
+/// Who approved or acknowledged, each once.
+fn people<'a>(decisions: impl IntoIterator<Item = &'a RecordedDecision>) -> Vec<String> {
+    let mut people: Vec<String> = Vec::new();
+    for decision in decisions {
+        let yes = matches!(decision.decision, Decision::Approve | Decision::Acknowledge);
+        if yes && decision.counted == Some(true) && !people.contains(&decision.username) {
+            people.push(decision.username.clone());
+        }
+    }
+    people
+}
+
+fn record(kept: record::Record, approvers: Option<Vec<String>>, created: Timestamp, archived: bool) -> Record {
+    let record::Record { spec, status, .. } = kept;
+    let reason = spec.reason.unwrap_or_default();
+    let asked = spec.requested_by.and_then(|r| r.username);
+    let ready = status.conditions.iter().find(|c| c.type_ == conditions::READY);
+    Record {
+        namespace: kept.namespace,
+        name: kept.name,
+        uid: kept.uid,
+        phase: status.phase.unwrap_or_default(),
         target: status
             .resolved
             .as_ref()
             .map(|r| r.name.clone())
-            .or_else(|| spec.target.snapshot.clone()),
+            .or(spec.target.snapshot),
         version: status.resolved.as_ref().map(|r| r.version),
-        by: spec.on_behalf_of.as_ref().map(|o| o.username.clone()).or(asked),
+        by: spec.on_behalf_of.map(|o| o.username).or(asked),
         reason: reason.type_,
         message: reason.message,
         emergency: spec.emergency.is_some(),
-        approvers: approvers.map(|a| a.get(&uid).cloned().unwrap_or_default()),
+        approvers,
         plan_digest: status.plan.as_ref().map(|p| p.digest.clone()),
         changes: status
             .plan
             .as_ref()
             .map(|p| p.create + p.update + p.recreate + p.delete),
-        end: end.map(|c| c.reason.clone()),
-        safety_snapshot: status.safety_snapshot.as_ref().map(|s| s.name.clone()),
-        at: ended
-            .or_else(|| request.creation_timestamp().map(|t| t.0))
-            .unwrap_or(Timestamp::UNIX_EPOCH),
+        end: ready.map(|c| c.reason.clone()),
+        safety_snapshot: status.safety_snapshot.map(|s| s.name),
+        at: status.completed_at.map_or(created, |t| t.0),
         duration_seconds: status.duration_seconds,
-        uid,
+        archived,
     }
 }
 
@@ -222,47 +318,24 @@ fn record(request: &RollbackRequest, approvers: Option<&BTreeMap<String, Vec<Str
 mod tests {
     use super::*;
 
-    fn page(limit: Option<usize>, after: Option<Cursor>) -> Page {
-        let spec = rollback::spec(&crate::api::rollback_request::Target::default()).unwrap();
-        let records = (0..5)
-            .map(|n| {
-                let mut record = record(&RollbackRequest::new(&format!("r{n}"), spec.clone()), None);
-                // Two of the same second.
-                record.at = Timestamp::from_second(100 + n / 2).unwrap();
-                record.uid = format!("uid-{n}");
-                record
-            })
-            .collect();
-        let query = Query {
-            scope: Scope::Namespace,
-            dry_runs: false,
-            limit,
-            after,
+    #[test]
+    fn a_token_reads_back_as_what_was_written_and_nothing_else_is_one() {
+        let cursor = Cursor {
+            millis: 1_795_000_000_123,
+            uid: "uid-1".into(),
         };
-        cut(records, &query)
-    }
-
-    #[test]
-    fn pages_together_are_the_whole_history_newest_first() {
-        let names = |page: &Page| page.records.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
-        let whole = names(&page(None, None));
-        assert_eq!(whole, ["r4", "r3", "r2", "r1", "r0"]);
-        let (mut seen, mut after) = (Vec::new(), None);
-        loop {
-            let page = page(Some(2), after);
-            seen.extend(names(&page));
-            match page.next {
-                Some(next) => after = Some(next.to_string().parse().unwrap()),
-                None => break,
-            }
-        }
-        assert_eq!(seen, whole);
-    }
-
-    #[test]
-    fn a_token_that_is_none_is_refused() {
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
         for text in ["", "abc", "yesterday/uid"] {
             assert_eq!(text.parse::<Cursor>().unwrap_err().class, Class::Usage, "{text}");
         }
+    }
+
+    #[test]
+    fn newer_is_by_time_and_not_by_the_text_of_the_time() {
+        let at = |millis| Cursor {
+            millis,
+            uid: "u".into(),
+        };
+        assert!(at(999) < at(1000));
     }
 }

@@ -6,48 +6,22 @@ use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams, Preconditions},
 };
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{
-        ApprovalRequest, RollbackRequest, RollbackRequestSpec, RollbackRequestStatus,
-        approval_request::RecordedDecision,
-    },
+    api::{ApprovalRequest, RollbackRequest, RollbackRequestStatus},
     cluster::call,
     controller::context::Context,
-    domain::{object::Digest, rollback},
+    domain::{
+        record::{self, Record},
+        rollback,
+    },
     repository::Room,
 };
-
-/// A finished request: who, why, what, by whose leave, and what came of it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Record {
-    /// Namespace of the request.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// What was asked for, and by whom.
-    pub spec: RollbackRequestSpec,
-    /// What came of it.
-    pub status: RollbackRequestStatus,
-    /// The decisions on it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub decisions: Vec<RecordedDecision>,
-}
-
-/// Name of the record of a request that was created at `millis` (Unix time): those of one namespace sort together and by time.
-fn name(namespace: &str, millis: i64, uid: &str) -> String {
-    let place: String = Digest::of(namespace.as_bytes()).to_hex().chars().take(16).collect();
-    format!("{place}-{millis:014}-{uid}")
-}
 
 /// Keeps the record of `request`, which ended with `status`, and lets the oldest finished requests beyond the limit go. What
 /// cannot be kept is said in a log line and an Event; the request itself still holds it.
 pub(super) async fn keep(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) {
-    if let Err(why) = record(context, request, status).await {
+    if let Err(why) = write(context, request, status).await {
         tracing::warn!(namespace = request.namespace(), name = request.name_any(), %why, "the record was not kept");
         let note = format!(
             "the record was not kept in the repository: {why}; do not delete the request before you have read it"
@@ -60,7 +34,7 @@ pub(super) async fn keep(context: &Context, request: &RollbackRequest, status: &
     }
 }
 
-async fn record(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) -> Result<(), String> {
+async fn write(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) -> Result<(), String> {
     let repository = super::repository(context).map_err(|failure| failure.message)?;
     let namespace = request.namespace().unwrap_or_default();
     let uid = request.uid().unwrap_or_default();
@@ -83,7 +57,7 @@ async fn record(context: &Context, request: &RollbackRequest, status: &RollbackR
         status: status.clone(),
         decisions,
     };
-    let name = name(&namespace, created, &uid);
+    let name = record::name(&namespace, created, &uid);
     // Written once: after a crash the same end is found again.
     let put = repository.put_document(Room::History, &name, &record).await;
     put.map(drop).map_err(|error| error.to_string())
