@@ -63,7 +63,10 @@ const CONDITIONS: [(&str, &[(&str, &str)]); 4] = [
     ),
 ];
 
-/// The page of one kind; its example is `examples/<kind>.yaml` where there is one.
+/// Kinds whose example says in its name what it shows.
+const EXAMPLES: &[(&str, &str)] = &[("ApprovalPolicy", "policy-two-stages")];
+
+/// The page of one kind; its example is that of [`EXAMPLES`], else `examples/<kind>.yaml` where there is one.
 pub(super) fn page(root: &Path, crd: &Value) -> Result<Document, Error> {
     let names = &crd["spec"]["names"];
     let text_of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -128,7 +131,9 @@ pub(super) fn page(root: &Path, crd: &Value) -> Result<Document, Error> {
 }
 
 fn example(root: &Path, kind: &str) -> Result<Option<String>, Error> {
-    let path = root.join(format!("examples/{}.yaml", kind.to_lowercase()));
+    let named = EXAMPLES.iter().find(|(of, _)| *of == kind);
+    let name = named.map_or_else(|| kind.to_lowercase(), |(_, name)| (*name).to_owned());
+    let path = root.join(format!("examples/{name}.yaml"));
     match fs::read_to_string(&path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -887,6 +887,9 @@ async fn every_example_of_a_snapshot_becomes_ready() -> Result<()> {
     let mut seen = 0;
     for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))? {
         let path = file?.path();
+        if path.is_dir() {
+            continue;
+        }
         let manifest = std::fs::read_to_string(&path)?;
         if !manifest.contains("\nkind: Snapshot\n") {
             continue;

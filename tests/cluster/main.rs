@@ -6,6 +6,7 @@ mod cel;
 mod chart;
 mod cli;
 mod cli_decide;
+mod cli_rollback;
 mod edges;
 mod faults;
 mod figures;
