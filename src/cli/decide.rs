@@ -34,7 +34,7 @@ const COUNT_WITHIN: Duration = Duration::from_secs(20);
 The plan is shown first, and what you decide is bound to exactly that plan. An approval of an emergency that has run already acknowledges it. \
 The exit code is 8 when the decision was recorded and does not count; the reason is told.")]
 pub struct Options {
-    /// The RollbackRequest, or its ApprovalRequest
+    /// The rollback request, or its approval request
     #[arg(value_name = "REQUEST")]
     request: String,
     /// Stage to decide; without it the one that is open, or that of your own earlier decision

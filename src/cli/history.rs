@@ -56,7 +56,10 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         limit: options.limit.and_then(|limit| usize::try_from(limit).ok()),
         after: options.continue_token.clone(),
     };
-    let page = Box::pin(history::history(&session, context.store.as_ref(), &query)).await?;
+    let spinner = context.out.spinner("reading");
+    let page = Box::pin(history::history(&session, context.store.as_ref(), &query)).await;
+    spinner.finish_and_clear();
+    let page = page?;
     let next = page.next.as_ref().map(ToString::to_string);
     match options.output {
         Format::Json | Format::Yaml => {

@@ -24,7 +24,7 @@ would not be carried out.")]
 pub struct Options {
     #[command(flatten)]
     scope: Scope,
-    /// Show the plan of this RollbackRequest instead of making one
+    /// Show the plan of this rollback request instead of making one
     #[arg(long, value_name = "REQUEST", conflicts_with_all = ["snapshot", "version", "tag", "previous", "as_of", "keep"])]
     of: Option<String>,
     /// Leave the request and its plan

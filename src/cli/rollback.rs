@@ -34,12 +34,13 @@ const FIRST_LOOK: Duration = Duration::from_secs(30);
   kubectl backstep rollback tag:stable --include ConfigMap/web --name undo-1-9 --on-failure stop
   kubectl backstep rollback shop@7 --emergency 'payments are down, on-call decided'
 
-Nothing is changed in the namespace before the plan is approved. With --wait the exit code tells the outcome: 0 completed; 9 failed, undone or \
+Nothing is changed in the namespace before the plan is approved. Without --wait it is said who may approve, once the plan is made; the exit code \
+is 9 when it cannot be. With --wait the exit code tells the outcome: 0 completed; 9 failed, undone or \
 partial; 8 rejected, cancelled or superseded; 5 not approved in time, or not over when the wait was. Ending the wait does not end the rollback.")]
 pub struct Options {
     #[command(flatten)]
     scope: Scope,
-    /// Name of the RollbackRequest; without it one is made
+    /// Name of the rollback request; without it one is made
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]

@@ -6,10 +6,12 @@ use super::{
 };
 use crate::{
     api::{
-        RollbackPlan, RollbackRequest,
+        RollbackPlan, RollbackRequest, RollbackRequestStatus,
         reference::{ObjectReference, Risk, RiskLevel},
         rollback_plan::{PlanAction, PlanItem, PlanSummary, PreflightOutcome},
-        rollback_request::{RollbackPhase, StepState, StepStatus},
+        rollback_request::{
+            ItemsStatus, PlanStatus, RollbackPhase, SnapshotVersion, StepState, StepStatus, VerificationStatus,
+        },
         verify::VerifyOutcome,
     },
     ops::rollback,
@@ -232,47 +234,25 @@ pub fn news(before: Option<&RollbackRequest>, now: &RollbackRequest) -> Vec<(Ton
     let mut lines = Vec::new();
     let old = before.and_then(|r| r.status.clone()).unwrap_or_default();
     let new = now.status.clone().unwrap_or_default();
-    let phase = rollback::phase(now);
-    let doing = rollback::progress(now);
-    let reason = |request: &RollbackRequest| {
-        rollback::progress(request).map(|text| text.split(':').next().unwrap_or_default().to_owned())
-    };
-    let moved = before.is_none_or(|b| rollback::phase(b) != phase);
-    if let (Some(plan), true) = (
-        &new.plan,
-        old.plan.as_ref().map(|p| &p.name) != new.plan.as_ref().map(|p| &p.name),
-    ) {
-        let risk = plan.risk.as_ref().map(risk);
-        let counts = PlanSummary {
-            create: plan.create,
-            update: plan.update,
-            recreate: plan.recreate,
-            delete: plan.delete,
-            keep: plan.keep,
-            unchanged: plan.unchanged,
-            restart: i64::try_from(plan.restarts.len()).unwrap_or(i64::MAX)
-                + i64::from(plan.restarts_omitted.unwrap_or(0)),
-            ..PlanSummary::default()
-        };
-        let risk = risk.map_or_else(String::new, |(text, _)| format!(", risk {text}"));
-        lines.push((Tone::Plain, format!("Plan {}: {}{risk}", plan.name, summary(&counts))));
+    let moved = before.is_none_or(|b| rollback::phase(b) != rollback::phase(now));
+    let name_of = |status: &RollbackRequestStatus| status.plan.as_ref().map(|p| p.name.clone());
+    if let Some(plan) = new.plan.as_ref().filter(|_| name_of(&old) != name_of(&new)) {
+        lines.push((Tone::Plain, planned(plan)));
     }
-    if let (Some(approval), true) = (&new.approval, old.approval != new.approval) {
+    if let Some(approval) = new.approval.as_ref().filter(|_| old.approval != new.approval) {
         let tone = match approval.state.as_str() {
             "Approved" | "Consumed" | "Reviewed" => Tone::Good,
             "Pending" | "BreakGlass" | "AwaitingReview" => Tone::Notice,
             _ => Tone::Bad,
         };
-        lines.push((
-            tone,
-            format!("Approval {} is {}", approval.request, one_line(&approval.state)),
-        ));
+        let state = one_line(&approval.state);
+        lines.push((tone, format!("Approval {} is {state}", approval.request)));
     }
+    let reason = |request: &RollbackRequest| {
+        rollback::progress(request).map(|text| text.split(':').next().unwrap_or_default().to_owned())
+    };
     if moved || before.is_some_and(|b| reason(b) != reason(now)) {
-        let doing = doing
-            .filter(|d| *d != format!("{phase:?}"))
-            .map(|d| format!(": {}", one_line(&d)));
-        lines.push((phase_tone(phase), format!("{phase:?}{}", doing.unwrap_or_default())));
+        lines.push(stands(now));
     }
     for now in &new.steps {
         let known = old.steps.iter().find(|s| s.name == now.name).map(|s| s.state);
@@ -280,64 +260,91 @@ pub fn news(before: Option<&RollbackRequest>, now: &RollbackRequest) -> Vec<(Ton
             lines.push(step(now));
         }
     }
-    if let (Some(safety), None) = (&new.safety_snapshot, &old.safety_snapshot) {
-        lines.push((
-            Tone::Plain,
-            format!("  safety snapshot {} (version {})", safety.name, safety.version),
-        ));
-    }
-    let over = rollback::is_over(now);
+    let taken = |what: &str, old: &Option<SnapshotVersion>, new: &Option<SnapshotVersion>| {
+        let new = new.as_ref().filter(|_| old.is_none())?;
+        let text = format!("  {what} snapshot {} (version {})", new.name, new.version);
+        Some((Tone::Plain, text))
+    };
+    lines.extend(taken("safety", &old.safety_snapshot, &new.safety_snapshot));
     if let Some(items) = &new.items {
-        let failed = |status: Option<&crate::api::rollback_request::ItemsStatus>| status.map_or(0, |i| i.failed);
-        if (over && moved) || failed(old.items.as_ref()) != items.failed {
-            let tone = if items.failed > 0 { Tone::Bad } else { Tone::Good };
-            let text = format!(
-                "  items: {} done, {} failed, {} never touched",
-                items.done, items.failed, items.untouched
-            );
-            lines.push((tone, text));
-        }
-        let known = old.items.map(|i| i.failures).unwrap_or_default();
-        for failure in items.failures.iter().filter(|f| !known.contains(f)) {
-            let why = failure
-                .message
-                .as_deref()
-                .map_or_else(String::new, |m| format!(": {}", one_line(m)));
-            lines.push((
-                Tone::Bad,
-                format!("  {} {}{why}", one_line(&failure.object), failure.reason),
-            ));
-        }
+        let ended = moved && rollback::is_over(now);
+        done(items, &old.items.unwrap_or_default(), ended, &mut lines);
     }
-    if let (Some(verified), true) = (&new.verification, old.verification != new.verification) {
-        let tone = match verified.status {
-            VerifyOutcome::Passed => Tone::Good,
-            VerifyOutcome::Failed => Tone::Bad,
-            VerifyOutcome::Inconclusive => Tone::Notice,
-        };
+    if let Some(verified) = new
+        .verification
+        .as_ref()
+        .filter(|v| old.verification.as_ref() != Some(*v))
+    {
+        tested(verified, &mut lines);
+    }
+    lines.extend(taken("result", &old.result_snapshot, &new.result_snapshot));
+    lines
+}
+
+fn planned(plan: &PlanStatus) -> String {
+    let restarts = i64::try_from(plan.restarts.len()).unwrap_or(i64::MAX);
+    let counts = PlanSummary {
+        create: plan.create,
+        update: plan.update,
+        recreate: plan.recreate,
+        delete: plan.delete,
+        keep: plan.keep,
+        unchanged: plan.unchanged,
+        restart: restarts.saturating_add(i64::from(plan.restarts_omitted.unwrap_or(0))),
+        ..PlanSummary::default()
+    };
+    let risk = plan.risk.as_ref().map(risk);
+    let risk = risk.map_or_else(String::new, |(text, _)| format!(", risk {text}"));
+    format!("Plan {}: {}{risk}", plan.name, summary(&counts))
+}
+
+/// The phase, and what the operator says of it.
+fn stands(request: &RollbackRequest) -> (Tone, String) {
+    let phase = rollback::phase(request);
+    let name = format!("{phase:?}");
+    let text = match rollback::progress(request) {
+        // A reason that only repeats the phase is not said twice.
+        Some(doing) if doing == name || doing.starts_with(&format!("{name}: ")) => doing,
+        Some(doing) => format!("{name}: {doing}"),
+        None => name,
+    };
+    (phase_tone(phase), one_line(&text))
+}
+
+fn done(items: &ItemsStatus, before: &ItemsStatus, ended: bool, lines: &mut Vec<(Tone, String)>) {
+    if ended || before.failed != items.failed {
+        let tone = if items.failed > 0 { Tone::Bad } else { Tone::Good };
         let text = format!(
-            "  verification: {} of {} passed",
-            verified.passed,
-            counted(verified.total, "test")
+            "  items: {} done, {} failed, {} never touched",
+            items.done, items.failed, items.untouched
         );
         lines.push((tone, text));
-        for result in verified.results.iter().filter(|r| !r.passed) {
-            let text = format!(
-                "  test {}: expected {}, saw {}",
-                result.test,
-                one_line(&result.expected),
-                one_line(&result.actual)
-            );
-            lines.push((Tone::Bad, text));
-        }
     }
-    if let (Some(result), None) = (&new.result_snapshot, &old.result_snapshot) {
+    for failure in items.failures.iter().filter(|f| !before.failures.contains(f)) {
+        let why = failure.message.as_deref().map(|m| format!(": {}", one_line(m)));
+        let object = one_line(&failure.object);
         lines.push((
-            Tone::Plain,
-            format!("  result snapshot {} (version {})", result.name, result.version),
+            Tone::Bad,
+            format!("  {object} {}{}", failure.reason, why.unwrap_or_default()),
         ));
     }
-    lines
+}
+
+fn tested(verified: &VerificationStatus, lines: &mut Vec<(Tone, String)>) {
+    let tone = match verified.status {
+        VerifyOutcome::Passed => Tone::Good,
+        VerifyOutcome::Failed => Tone::Bad,
+        VerifyOutcome::Inconclusive => Tone::Notice,
+    };
+    let total = counted(verified.total, "test");
+    lines.push((tone, format!("  verification: {} of {total} passed", verified.passed)));
+    for result in verified.results.iter().filter(|r| !r.passed) {
+        let (expected, actual) = (one_line(&result.expected), one_line(&result.actual));
+        lines.push((
+            Tone::Bad,
+            format!("  test {}: expected {expected}, saw {actual}", result.test),
+        ));
+    }
 }
 
 #[cfg(test)]

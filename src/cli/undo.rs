@@ -18,10 +18,10 @@ use crate::ops::rollback::{self, Request};
 An undo is an ordinary rollback to the safety snapshot that was taken right before the first write, within the same components or objects, and \
 away with what was created since. It is planned, approved and recorded like any other.")]
 pub struct Options {
-    /// The RollbackRequest to undo
+    /// The rollback request to undo
     #[arg(value_name = "REQUEST")]
     request: String,
-    /// Name of the new RollbackRequest; without it one is made
+    /// Name of the new rollback request; without it one is made
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]

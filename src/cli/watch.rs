@@ -19,7 +19,7 @@ use crate::{
 A line is written for each change: plan, approval, phase, steps, failures, tests. The exit code tells the outcome: 0 completed or planned; 9 \
 failed, undone or partial; 8 rejected, cancelled or superseded; 5 not approved in time, or not over when the wait was.")]
 pub struct Options {
-    /// The RollbackRequest
+    /// The rollback request
     #[arg(value_name = "REQUEST")]
     request: String,
     /// How long to watch

@@ -89,12 +89,11 @@ pub async fn find(session: &Session, name: &str, decision: Decision) -> Result<A
     } else {
         read(session, bare).await?
     };
-    let candidates = match by_name {
-        Some(found) => vec![found],
-        None => {
-            let params = ListParams::default().fields(&format!("spec.requestRef.name={bare}"));
-            list(session, Scope::Namespace, &params).await?
-        }
+    let candidates = if let Some(found) = by_name {
+        vec![found]
+    } else {
+        let params = ListParams::default().fields(&format!("spec.requestRef.name={bare}"));
+        list(session, Scope::Namespace, &params).await?
     };
     let open = candidates.iter().rfind(|a| accepts(phase(a), decision)).cloned();
     if let Some(open) = open {

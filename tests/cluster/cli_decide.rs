@@ -439,7 +439,7 @@ async fn a_watch_writes_a_line_for_each_change_and_exits_by_the_outcome() -> Res
             vec![
                 "Plan undo-plan: 2 to update, 3 as they are, risk Low (3 of 100)",
                 "Approval undo-1 is Pending",
-                "AwaitingApproval: AwaitingApproval: stage sre is open",
+                "AwaitingApproval: stage sre is open",
             ],
         ),
         (
