@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use backstep::api::RollbackRequest;
 use kube::Api;
 use serde_json::{Value, json};
-use testbed::{ClusterOptions, Ran, User, wait_until};
+use testbed::{Ran, User, wait_until};
 
 use crate::support::{Installed, PATIENCE, Store};
 
@@ -34,6 +34,16 @@ apiVersion: v1
 kind: Secret
 metadata: {name: web, namespace: shop, labels: {app.kubernetes.io/part-of: shop}}
 stringData: {password: canary-cli-77d1-old}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: flux, namespace: shop}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: flux, namespace: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}
+subjects: [{kind: ServiceAccount, name: flux, namespace: shop}]
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -75,7 +85,7 @@ subjects:
 "#;
 
 async fn start(name: &str) -> Result<Installed> {
-    Installed::start_with(ClusterOptions::named(name), Store::Directory, &[]).await
+    Installed::start(name, Store::Directory).await
 }
 
 /// A shop whose snapshot `good` (version 1, tag `release-1.8`) is followed by a bad release.
@@ -297,7 +307,6 @@ async fn a_plan_is_shown_with_its_diffs_and_leaves_nothing_behind() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "approval and execution are not there yet"]
 async fn a_rollback_is_asked_for_approved_followed_recorded_and_undone() -> Result<()> {
     let installed = shop("cli-rollback", "good").await?;
     let rollback = [
@@ -462,7 +471,6 @@ async fn a_rollback_is_asked_for_approved_followed_recorded_and_undone() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "approval and execution are not there yet"]
 async fn a_first_rollback_takes_five_manifests() -> Result<()> {
     let installed = start("cli-first").await?;
     let file = |name: &str| format!("{EXAMPLES}/first-rollback/{name}.yaml");
@@ -507,22 +515,9 @@ async fn a_first_rollback_takes_five_manifests() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "approval and execution are not there yet"]
 async fn every_example_of_a_rollback_does_what_its_comment_says() -> Result<()> {
     let installed = shop("cli-examples-rb", "shop-before-1-9").await?;
     let example = |name: &str| format!("{EXAMPLES}/{name}.yaml");
-    let flux = r"
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: flux, namespace: shop}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: flux, namespace: shop}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}
-subjects: [{kind: ServiceAccount, name: flux, namespace: shop}]
-";
-    installed.given(flux).await?;
     let label = ["label", "namespace", "shop", "env=prod"];
     installed
         .cluster
