@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Before, Execution, Made, Stop,
     health::{Rollout, is_waited_for, revision},
-    items::{failure, is_write},
+    items::{delays, failure, is_write},
     snapshots::{self, Kind, Taken},
     steps,
 };
@@ -341,14 +341,23 @@ impl<'a> Work<'a> {
         self.lock().excepted.extend(ids);
     }
 
+    async fn head(&self, version: u64) -> Result<(), Failure> {
+        let repository = repository(&self.execution.context)?;
+        let set = repository.set_head(&self.lineage, version).await;
+        set.map_err(|error| store_failure(&error))
+    }
+
     /// Says that the target is live, and takes the snapshot that proves it.
     pub(super) async fn conclude(&self) -> Result<(), Stop> {
-        let resolved = &self.execution.resolved;
-        let version = u64::try_from(resolved.version).unwrap_or_default();
-        repository(&self.execution.context)?
-            .set_head(&self.lineage, version)
-            .await
-            .map_err(|error| Stop::from(store_failure(&error)))?;
+        let version = u64::try_from(self.execution.resolved.version).unwrap_or_default();
+        let mut delays = delays();
+        while let Err(failure) = self.head(version).await {
+            let delay = delays.next().unwrap_or_default();
+            let waited = tokio::time::timeout_at(self.deadline, tokio::time::sleep(delay)).await;
+            if failure.class != Class::Transient || waited.is_err() {
+                return Err(failure.into());
+            }
+        }
         if !self.request().spec.result_snapshot {
             return Ok(());
         }
