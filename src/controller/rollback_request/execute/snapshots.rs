@@ -178,7 +178,7 @@ impl Work<'_> {
         let capture = self.extras.capture.clone()?;
         let outside: BTreeSet<_> = self
             .live
-            .iter()
+            .values()
             .filter(|live| !live.in_capture)
             .map(|live| &live.id)
             .collect();
