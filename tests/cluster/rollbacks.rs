@@ -22,7 +22,11 @@ async fn kubectl(installed: &Installed, arguments: &[&str]) -> Result<String> {
 
 async fn get(installed: &Installed, namespace: &str, kind: &str, name: &str) -> Result<Value> {
     let arguments = ["get", kind, name, "-n", namespace, "-o", "json"];
-    installed.cluster.kubectl(&User::admin(), &arguments, None).await?.json()
+    installed
+        .cluster
+        .kubectl(&User::admin(), &arguments, None)
+        .await?
+        .json()
 }
 
 fn config_map(namespace: &str, name: &str, data: &Value) -> String {
@@ -31,7 +35,9 @@ fn config_map(namespace: &str, name: &str, data: &Value) -> String {
 }
 
 fn deployment(namespace: &str, name: &str, image: &str, annotations: &Value, reads: Option<&str>) -> String {
-    let from = reads.map(|name| json!([{"configMapRef": {"name": name}}])).unwrap_or_else(|| json!([]));
+    let from = reads
+        .map(|name| json!([{"configMapRef": {"name": name}}]))
+        .unwrap_or_else(|| json!([]));
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
         "spec": {"selector": {"matchLabels": {"app": name}}, "progressDeadlineSeconds": 5, "template": {
@@ -42,7 +48,11 @@ fn deployment(namespace: &str, name: &str, image: &str, annotations: &Value, rea
 }
 
 async fn apply(installed: &Installed, manifests: &[String]) -> Result<()> {
-    installed.apply(&alice(), &manifests.join("\n---\n")).await?.success().map(drop)
+    installed
+        .apply(&alice(), &manifests.join("\n---\n"))
+        .await?
+        .success()
+        .map(drop)
 }
 
 async fn rolled_out(installed: &Installed, namespace: &str, name: &str) -> Result<()> {
@@ -62,10 +72,23 @@ async fn go(installed: &Installed, namespace: &str, name: &str, spec: &Value) ->
     approve(installed, namespace, name).await
 }
 
-async fn ended(installed: &Installed, namespace: &str, name: &str, phase: RollbackPhase) -> Result<RollbackRequestStatus> {
+async fn ended(
+    installed: &Installed,
+    namespace: &str,
+    name: &str,
+    phase: RollbackPhase,
+) -> Result<RollbackRequestStatus> {
     let what = format!("rollbackrequest {namespace}/{name} to end");
-    let status = until(installed, namespace, name, &what, |status| status.completed_at.is_some()).await?;
-    ensure!(status.phase == Some(phase), "{}\n{status:#?}\n{}", said(&status), installed.log_tail());
+    let status = until(installed, namespace, name, &what, |status| {
+        status.completed_at.is_some()
+    })
+    .await?;
+    ensure!(
+        status.phase == Some(phase),
+        "{}\n{status:#?}\n{}",
+        said(&status),
+        installed.log_tail()
+    );
     Ok(status)
 }
 
@@ -86,11 +109,16 @@ fn written(installed: &Installed, namespace: &str) -> Result<BTreeMap<String, Ve
         if theirs && changes && stored && event.user.username == OPERATOR {
             let name = if object.name.is_empty() {
                 let body = event.response_object.as_ref().or(event.request_object.as_ref());
-                body.and_then(|body| body["metadata"]["name"].as_str()).unwrap_or_default().to_owned()
+                body.and_then(|body| body["metadata"]["name"].as_str())
+                    .unwrap_or_default()
+                    .to_owned()
             } else {
                 object.name.clone()
             };
-            writes.entry(format!("{}/{name}", object.resource)).or_default().push(event.verb);
+            writes
+                .entry(format!("{}/{name}", object.resource))
+                .or_default()
+                .push(event.verb);
         }
     }
     Ok(writes)
@@ -142,8 +170,16 @@ async fn a_full_rollback_reaches_the_digest_of_its_target_and_touches_nothing_el
     let status = ended(&installed, "shop", "back", RollbackPhase::Completed).await?;
 
     let result = status.result_snapshot.clone().context("a result snapshot")?;
-    let result = snapshot(&installed, "shop", &result.name).await?.status.context("a status")?;
-    ensure!(result.digest == good.digest, "{:?} is not {:?}", result.digest, good.digest);
+    let result = snapshot(&installed, "shop", &result.name)
+        .await?
+        .status
+        .context("a status")?;
+    ensure!(
+        result.digest == good.digest,
+        "{:?} is not {:?}",
+        result.digest,
+        good.digest
+    );
     ensure!(
         result.parent.as_ref().map(|parent| parent.version) == good.version,
         "the result descends from {:?}, not from the target {:?}",
@@ -152,7 +188,15 @@ async fn a_full_rollback_reaches_the_digest_of_its_target_and_touches_nothing_el
     );
     let safety = status.safety_snapshot.clone().context("a safety snapshot")?;
     let safety = snapshot(&installed, "shop", &safety.name).await?;
-    ensure!(safety.spec.on_behalf_of.as_ref().is_some_and(|by| by.username == "alice"), "{:?}", safety.spec);
+    ensure!(
+        safety
+            .spec
+            .on_behalf_of
+            .as_ref()
+            .is_some_and(|by| by.username == "alice"),
+        "{:?}",
+        safety.spec
+    );
     let items = status.items.clone().context("items")?;
     ensure!((items.failed, items.untouched) == (0, 0), "{items:?}");
     let names: Vec<&str> = status.steps.iter().map(|step| step.name.as_str()).collect();
@@ -171,7 +215,11 @@ async fn a_full_rollback_reaches_the_digest_of_its_target_and_touches_nothing_el
             ],
         "{names:?}"
     );
-    ensure!(status.steps.iter().all(|step| format!("{:?}", step.state) == "Done"), "{:?}", status.steps);
+    ensure!(
+        status.steps.iter().all(|step| format!("{:?}", step.state) == "Done"),
+        "{:?}",
+        status.steps
+    );
 
     let writes = written(&installed, "shop")?;
     let wanted: BTreeMap<String, usize> = [
@@ -187,15 +235,25 @@ async fn a_full_rollback_reaches_the_digest_of_its_target_and_touches_nothing_el
     ensure!(counted == wanted, "{writes:#?}");
     // The consumer of the ConfigMap runs again, with a new Pod.
     let reader = get(&installed, "shop", "deployment", "reader").await?;
-    ensure!(reader["metadata"]["generation"] != before["metadata"]["generation"], "{reader:#}");
+    ensure!(
+        reader["metadata"]["generation"] != before["metadata"]["generation"],
+        "{reader:#}"
+    );
     // The owner applies again as if nothing had happened.
-    let again = installed.apply(&alice(), &config_map("shop", "web", &json!({"mode": "v1"}))).await?.success()?;
+    let again = installed
+        .apply(&alice(), &config_map("shop", "web", &json!({"mode": "v1"})))
+        .await?
+        .success()?;
     ensure!(again.stdout.contains("unchanged"), "{again}");
 
     // Nothing to do: proven without a write.
     ask(&installed, "shop", "again", &spec).await?;
     ended(&installed, "shop", "again", RollbackPhase::Completed).await?;
-    ensure!(written(&installed, "shop")? == writes, "{:#?}", written(&installed, "shop")?);
+    ensure!(
+        written(&installed, "shop")? == writes,
+        "{:#?}",
+        written(&installed, "shop")?
+    );
     Ok(())
 }
 
@@ -211,7 +269,10 @@ async fn contents(installed: &Installed, namespace: &str) -> Result<BTreeMap<Str
         for object in list["items"].as_array().into_iter().flatten() {
             let name = format!("{kind}/{}", object["metadata"]["name"].as_str().unwrap_or_default());
             let mut spec = object["spec"].clone();
-            if let Some(annotations) = spec.pointer_mut("/template/metadata/annotations").and_then(Value::as_object_mut) {
+            if let Some(annotations) = spec
+                .pointer_mut("/template/metadata/annotations")
+                .and_then(Value::as_object_mut)
+            {
                 annotations.remove("kubectl.kubernetes.io/restartedAt");
             }
             if spec.pointer("/template/metadata/annotations") == Some(&json!({})) {
@@ -232,11 +293,19 @@ async fn bad_then_good(installed: &Installed, namespace: &str) -> Result<BTreeMa
         config_map(namespace, "web", &json!({"mode": "bad"})),
         config_map(namespace, "back", &json!({"x": "1"})),
         deployment(namespace, "web", "registry.example/web:bad", &fails, None),
-        deployment(namespace, "reader", "registry.example/reader:1", &json!({}), Some("web")),
+        deployment(
+            namespace,
+            "reader",
+            "registry.example/reader:1",
+            &json!({}),
+            Some("web"),
+        ),
     ];
     apply(installed, &bad).await?;
     rolled_out(installed, namespace, "reader").await?;
-    installed.snapshot(namespace, "bad", &json!({"lineage": "shop"})).await?;
+    installed
+        .snapshot(namespace, "bad", &json!({"lineage": "shop"}))
+        .await?;
     kubectl(installed, &["delete", "configmap", "back", "-n", namespace]).await?;
     let good = [
         config_map(namespace, "web", &json!({"mode": "good"})),
@@ -266,7 +335,11 @@ async fn a_rollback_that_does_not_become_healthy_does_what_on_failure_says() -> 
     let after = contents(&installed, "undo").await?;
     ensure!(after == before, "before {before:#?}\nafter {after:#?}");
     // What was restarted on the way there has to read again what is there now.
-    let pods = kubectl(&installed, &["get", "pods", "-n", "undo", "-l", "app=reader", "-o", "name"]).await?;
+    let pods = kubectl(
+        &installed,
+        &["get", "pods", "-n", "undo", "-l", "app=reader", "-o", "name"],
+    )
+    .await?;
     ensure!(!pods.is_empty(), "no pods");
 
     let before = bad_then_good(&installed, "stop").await?;
@@ -302,8 +375,14 @@ async fn a_rollback_that_is_cancelled_while_it_waits_goes_back() -> Result<()> {
     let release = |mode: &str, annotations: &Value| {
         [
             config_map("shop", "web", &json!({"mode": mode})),
-            deployment("shop", "web", &format!("registry.example/web:{mode}"), annotations, None)
-                .replace("\"progressDeadlineSeconds\":5", "\"progressDeadlineSeconds\":3000"),
+            deployment(
+                "shop",
+                "web",
+                &format!("registry.example/web:{mode}"),
+                annotations,
+                None,
+            )
+            .replace("\"progressDeadlineSeconds\":5", "\"progressDeadlineSeconds\":3000"),
         ]
     };
     apply(&installed, &release("slow", &slow)).await?;
@@ -312,12 +391,27 @@ async fn a_rollback_that_is_cancelled_while_it_waits_goes_back() -> Result<()> {
     rolled_out(&installed, "shop", "web").await?;
     let before = contents(&installed, "shop").await?;
     go(&installed, "shop", "back", &json!({"target": {"snapshot": "slow"}})).await?;
-    until(&installed, "shop", "back", "the rollback to wait for health", |status| {
-        let step = status.steps.iter().find(|step| step.name == "WaitForHealth");
-        step.is_some_and(|step| format!("{:?}", step.state) == "Running")
-    })
+    until(
+        &installed,
+        "shop",
+        "back",
+        "the rollback to wait for health",
+        |status| {
+            let step = status.steps.iter().find(|step| step.name == "WaitForHealth");
+            step.is_some_and(|step| format!("{:?}", step.state) == "Running")
+        },
+    )
     .await?;
-    let patch = ["patch", "rollbackrequest", "back", "-n", "shop", "--type=merge", "-p", r#"{"spec":{"cancel":true}}"#];
+    let patch = [
+        "patch",
+        "rollbackrequest",
+        "back",
+        "-n",
+        "shop",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"cancel":true}}"#,
+    ];
     installed.cluster.kubectl(&alice(), &patch, None).await?.success()?;
     let status = ended(&installed, "shop", "back", RollbackPhase::Undone).await?;
     ensure!(said(&status).contains("Cancelled"), "{}", said(&status));
@@ -336,24 +430,48 @@ async fn what_ran_runs_again_although_its_tag_has_moved() -> Result<()> {
     .await?;
     for namespace in ["pinned", "reported"] {
         given(&installed, namespace).await?;
-        apply(&installed, &[deployment(namespace, "web", "registry.example/web:1", &json!({}), None)]).await?;
+        apply(
+            &installed,
+            &[deployment(namespace, "web", "registry.example/web:1", &json!({}), None)],
+        )
+        .await?;
         rolled_out(&installed, namespace, "web").await?;
-        let good = installed.snapshot(namespace, "good", &json!({"lineage": "shop"})).await?;
-        let captured = good.status.context("a status")?.images[0].digest.clone().context("a digest")?;
-        apply(&installed, &[deployment(namespace, "web", "registry.example/web:2", &json!({}), None)]).await?;
+        let good = installed
+            .snapshot(namespace, "good", &json!({"lineage": "shop"}))
+            .await?;
+        let captured = good.status.context("a status")?.images[0]
+            .digest
+            .clone()
+            .context("a digest")?;
+        apply(
+            &installed,
+            &[deployment(namespace, "web", "registry.example/web:2", &json!({}), None)],
+        )
+        .await?;
         rolled_out(&installed, namespace, "web").await?;
         let moved = format!("sha256:{}", "ab".repeat(32));
         installed.cluster.move_tag("registry.example/web:1", &moved)?;
         // The Pods of the first ReplicaSet must be gone, or its old image would be found again.
         let images = if namespace == "pinned" { "Auto" } else { "AsCaptured" };
-        go(&installed, namespace, "back", &json!({"target": {"snapshot": "good"}, "images": images})).await?;
+        go(
+            &installed,
+            namespace,
+            "back",
+            &json!({"target": {"snapshot": "good"}, "images": images}),
+        )
+        .await?;
         let status = ended(&installed, namespace, "back", RollbackPhase::Completed).await?;
         let web = get(&installed, namespace, "deployment", "web").await?;
-        let image = web["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
+        let image = web["spec"]["template"]["spec"]["containers"][0]["image"]
+            .as_str()
+            .unwrap_or_default();
         if namespace == "pinned" {
             ensure!(image == format!("registry.example/web:1@{captured}"), "{image}");
             ensure!(said(&status).contains("pinned"), "{}", said(&status));
-            ensure!(web["metadata"]["managedFields"].to_string().contains("\"backstep\""), "{web:#}");
+            ensure!(
+                web["metadata"]["managedFields"].to_string().contains("\"backstep\""),
+                "{web:#}"
+            );
         } else {
             ensure!(image == "registry.example/web:1", "{image}");
             ensure!(said(&status).contains("its tag has moved"), "{}", said(&status));
@@ -377,10 +495,22 @@ async fn an_operator_that_is_killed_while_it_waits_goes_on_and_repeats_no_write(
             .map(|n| config_map("shop", &format!("c{n:02}"), &json!({"mode": mode})))
             .collect();
         all.push(
-            deployment("shop", "web", &format!("registry.example/web:{mode}"), annotations, None)
-                .replace("\"progressDeadlineSeconds\":5", "\"progressDeadlineSeconds\":60"),
+            deployment(
+                "shop",
+                "web",
+                &format!("registry.example/web:{mode}"),
+                annotations,
+                None,
+            )
+            .replace("\"progressDeadlineSeconds\":5", "\"progressDeadlineSeconds\":60"),
         );
-        all.push(deployment("shop", "reader", "registry.example/reader:1", &json!({}), Some("c00")));
+        all.push(deployment(
+            "shop",
+            "reader",
+            "registry.example/reader:1",
+            &json!({}),
+            Some("c00"),
+        ));
         all
     };
     apply(&installed, &release("old", &slow)).await?;
@@ -391,10 +521,16 @@ async fn an_operator_that_is_killed_while_it_waits_goes_on_and_repeats_no_write(
     apply(&installed, &release("new", &json!({}))).await?;
     rolled_out(&installed, "shop", "web").await?;
     go(&installed, "shop", "back", &json!({"target": {"snapshot": "good"}})).await?;
-    until(&installed, "shop", "back", "the rollback to wait for health", |status| {
-        let step = status.steps.iter().find(|step| step.name == "WaitForHealth");
-        step.is_some_and(|step| format!("{:?}", step.state) == "Running")
-    })
+    until(
+        &installed,
+        "shop",
+        "back",
+        "the rollback to wait for health",
+        |status| {
+            let step = status.steps.iter().find(|step| step.name == "WaitForHealth");
+            step.is_some_and(|step| format!("{:?}", step.state) == "Running")
+        },
+    )
     .await?;
     installed.kill_operator();
     let writes = written(&installed, "shop")?;
@@ -402,7 +538,10 @@ async fn an_operator_that_is_killed_while_it_waits_goes_on_and_repeats_no_write(
     let status = ended(&installed, "shop", "back", RollbackPhase::Completed).await?;
     let after = written(&installed, "shop")?;
     ensure!(after == writes, "before {writes:#?}\nafter {after:#?}");
-    ensure!(after.len() == 42 && after.values().all(|verbs| verbs.len() == 1), "{after:#?}");
+    ensure!(
+        after.len() == 42 && after.values().all(|verbs| verbs.len() == 1),
+        "{after:#?}"
+    );
     let result = status.result_snapshot.context("a result snapshot")?;
     let result = snapshot(&installed, "shop", &result.name).await?;
     ensure!(
@@ -419,7 +558,8 @@ async fn an_operator_that_is_killed_while_it_waits_goes_on_and_repeats_no_write(
         let leases: Value = serde_json::from_str(&leases)?;
         let held = leases["items"].as_array().into_iter().flatten().any(|lease| {
             let name = lease["metadata"]["name"].as_str().unwrap_or_default();
-            name.starts_with("backstep-target-") && !lease["spec"]["holderIdentity"].as_str().unwrap_or_default().is_empty()
+            name.starts_with("backstep-target-")
+                && !lease["spec"]["holderIdentity"].as_str().unwrap_or_default().is_empty()
         });
         Ok::<_, anyhow::Error>((!held).then_some(()))
     })

@@ -219,7 +219,7 @@ struct Asked {
 }
 
 async fn pass(planner: &Planner, request: &Arc<RollbackRequest>, running: Running) -> Ran {
-    match permitted(planner, request).await {
+    match permitted(planner, request, &running).await {
         Err(ran) => ran,
         Ok((permit, made, started)) => {
             let Some(resolved) = request.status.as_ref().and_then(|s| s.resolved.clone()) else {
@@ -229,34 +229,32 @@ async fn pass(planner: &Planner, request: &Arc<RollbackRequest>, running: Runnin
                     "the target was never resolved",
                 );
             };
-            Ran::Ended(begin(planner, request, running, resolved, made, permit, started).await)
+            let execution = execution(planner, request, &running, resolved, started);
+            Ran::Ended(execute::run(&execution, made, permit).await)
         }
     }
 }
 
-async fn begin(
+fn execution(
     planner: &Planner,
     request: &Arc<RollbackRequest>,
-    running: Running,
+    running: &Running,
     resolved: ResolvedSnapshot,
-    made: Made,
-    permit: ExecutionPermit,
     started: Timestamp,
-) -> Outcome {
+) -> Execution {
     let allowed = duration::parse(&timeouts(request).execution).unwrap_or(Duration::from_mins(30));
     // After a crash only what is left of the time is left.
     let spent = Duration::try_from(clock::now().duration_since(started)).unwrap_or_default();
-    let execution = Execution {
+    Execution {
         context: Arc::clone(&planner.context),
         catalog: Arc::clone(&planner.catalog),
         request: Arc::clone(request),
         resolved,
         started,
         deadline: tokio::time::Instant::now() + allowed.saturating_sub(spent),
-        report: running.report,
-        cancel: running.cancel,
-    };
-    execute::run(&execution, made, permit).await
+        report: running.report.clone(),
+        cancel: running.cancel.clone(),
+    }
 }
 
 pub(super) fn timeouts(request: &RollbackRequest) -> crate::api::rollback_request::Timeouts {
@@ -267,6 +265,7 @@ pub(super) fn timeouts(request: &RollbackRequest) -> crate::api::rollback_reques
 async fn permitted(
     planner: &Planner,
     request: &Arc<RollbackRequest>,
+    running: &Running,
 ) -> Result<(ExecutionPermit, Made, Timestamp), Ran> {
     let context = &planner.context;
     let repository = super::repository(context)?;
@@ -300,7 +299,7 @@ async fn permitted(
         digest,
     };
     if used {
-        go_on(planner, request, asked, plan).await
+        go_on(planner, request, running, asked, plan).await
     } else {
         let plan = gate::narrowed(&asked.made, plan, request.spec.conflict, &asked.approved, asked.digest)?;
         consume(planner, request, asked, plan).await
@@ -330,17 +329,24 @@ async fn consume(
 async fn go_on(
     planner: &Planner,
     request: &Arc<RollbackRequest>,
+    running: &Running,
     asked: Asked,
     plan: Plan<Bound>,
 ) -> Result<(ExecutionPermit, Made, Timestamp), Ran> {
     let context = &planner.context;
     let gate = gate::facts(context, request, &asked.made, &plan, &asked.approval, &asked.approved).await;
-    let execution = match &gate.approval {
+    let id = match &gate.approval {
         Known::Is(approval) => approval.execution.clone().unwrap_or_default(),
         Known::Unknown(_) => String::new(),
     };
-    let permit = resume(&gate, &execution, &Purpose::Continue, plan).map_err(|refusal| stopped(&refusal))?;
-    let entry = enter(planner, request, &execution).await?;
+    if matches!(&gate.target, Known::Is(target) if target.cancelled) {
+        let entry = enter(planner, request, &id).await?;
+        let execution = execution(planner, request, running, asked.made.resolved.clone(), entry.at);
+        let outcome = execute::withdraw(&execution, &asked.made, &plan, &asked.approved.items, &id).await;
+        return Err(Ran::Ended(outcome));
+    }
+    let permit = resume(&gate, &id, &Purpose::Continue, plan).map_err(|refusal| stopped(&refusal))?;
+    let entry = enter(planner, request, &id).await?;
     Ok((permit, asked.made, entry.at))
 }
 
@@ -420,10 +426,8 @@ const fn reason_of(refusal: &Refusal) -> &'static str {
 /// Nothing is written to the target: the tests are run, and the target is the version that is live.
 pub(super) async fn prove(planner: &Planner, request: Arc<RollbackRequest>, running: Running) -> Ran {
     // The status that names the target was written after `request` was read.
-    let api: Api<RollbackRequest> = Api::namespaced(
-        planner.context.client.clone(),
-        &request.namespace().unwrap_or_default(),
-    );
+    let api: Api<RollbackRequest> =
+        Api::namespaced(planner.context.client.clone(), &request.namespace().unwrap_or_default());
     let name = request.name_any();
     let read = call::repeat("read the target of the request", call::DEADLINE, || api.get(&name)).await;
     let request = match read {

@@ -119,3 +119,129 @@ impl Item {
         item
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::{
+        object::{KindInfo, ListShape, ObjectId, SecretValues, normalise},
+        plan::testing::{World, autoscaler, config_map, deployment, everything, id},
+    };
+
+    fn cfg() -> ObjectId {
+        id("", "ConfigMap", "cfg")
+    }
+
+    fn of(data: &str) -> World {
+        let mut world = World::default();
+        world.put(&cfg(), config_map(data));
+        world.aged()
+    }
+
+    fn item(now: &World, then: &World, object: &ObjectId) -> Item {
+        let plan = now.plan(then, &everything()).unwrap();
+        plan.items().iter().find(|item| item.id == *object).unwrap().clone()
+    }
+
+    /// What `item` makes of the object as `world` holds it.
+    fn again(item: &Item, world: &World) -> Again {
+        let Some(raw) = world.objects.get(&item.id) else {
+            return item.again(None);
+        };
+        let shape = ListShape::builtin(&item.id.group, &item.id.kind).unwrap();
+        let kind = KindInfo::new(item.id.group.as_str(), "v1", item.id.kind.as_str());
+        let normal = normalise(raw.clone(), &kind, &shape, SecretValues::Keep).unwrap();
+        let content = serde_json::from_slice(&normal.content).unwrap();
+        item.again(Some(Now { content: &content, raw }))
+    }
+
+    #[test]
+    fn an_object_that_is_as_planned_is_written_at_its_new_resource_version() {
+        let (mut now, then) = (of("new"), of("old"));
+        let update = item(&now, &then, &cfg());
+        now.set(&cfg(), &["metadata", "resourceVersion"], json!("9"));
+        let Again::Planned(next) = again(&update, &now) else {
+            unreachable!("{:?}", again(&update, &now))
+        };
+        assert_eq!(next.live.as_ref().unwrap().resource_version, "9");
+        assert_eq!(
+            next.desired.as_ref().unwrap().object.0["metadata"]["resourceVersion"],
+            "9"
+        );
+        assert_eq!(next.desired.as_ref().unwrap().content, update.desired.unwrap().content);
+    }
+
+    #[test]
+    fn an_object_that_somebody_changed_replaced_or_deleted_has_moved() {
+        let (mut now, then) = (of("new"), of("old"));
+        let update = item(&now, &then, &cfg());
+        assert_eq!(again(&update, &then), Again::Reached, "it is what it is to become");
+        assert!(matches!(again(&update, &of("third")), Again::Moved(_)));
+        assert!(matches!(again(&update, &World::default()), Again::Moved(_)));
+        now.set(&cfg(), &["metadata", "uid"], json!("another"));
+        assert!(matches!(again(&update, &now), Again::Moved(_)));
+    }
+
+    #[test]
+    fn what_is_to_come_back_may_have_appeared_or_be_still_going() {
+        let then = of("old");
+        let create = item(&World::default(), &then, &cfg());
+        assert!(matches!(again(&create, &World::default()), Again::Planned(_)));
+        assert_eq!(again(&create, &then), Again::Reached);
+        assert!(matches!(again(&create, &of("another")), Again::Moved(_)));
+        let mut going = then.clone();
+        going.set(
+            &cfg(),
+            &["metadata", "deletionTimestamp"],
+            json!("2026-01-05T00:00:00Z"),
+        );
+        assert_eq!(again(&create, &going), Again::Leaving);
+    }
+
+    #[test]
+    fn a_create_that_was_cut_short_before_its_owners_came_back_is_finished() {
+        let then = of("old");
+        let create = item(&World::default(), &then, &cfg());
+        let mut cut = then.clone();
+        let owners = json!([{"manager": "backstep-restoring", "operation": "Update", "fieldsV1": {"f:data": {}}}]);
+        cut.set(&cfg(), &["metadata", "managedFields"], owners);
+        let Again::Planned(next) = again(&create, &cut) else {
+            unreachable!("{:?}", again(&create, &cut))
+        };
+        assert_eq!(next.action, Action::Update);
+        assert!(next.live.unwrap().is_unfinished());
+    }
+
+    #[test]
+    fn what_an_autoscaler_does_meanwhile_is_kept_and_moves_nothing() {
+        let (web, hpa) = (
+            id("apps", "Deployment", "web"),
+            id("autoscaling", "HorizontalPodAutoscaler", "web"),
+        );
+        let world = |image: &str, replicas: u32| {
+            let mut world = World::default();
+            world.put(&web, deployment(image, replicas));
+            world.put(&hpa, autoscaler("web"));
+            world.aged()
+        };
+        let update = item(&world("web:2", 3), &world("web:1", 3), &web);
+        let Again::Planned(next) = again(&update, &world("web:2", 7)) else {
+            unreachable!("{:?}", again(&update, &world("web:2", 7)))
+        };
+        assert_eq!(next.desired.unwrap().object.0["spec"]["replicas"], 7);
+    }
+
+    #[test]
+    fn what_goes_may_be_gone_already_but_not_have_changed() {
+        let (mut now, then) = (World::default(), World::default());
+        now.put(&cfg(), config_map("new"));
+        let delete = item(&now, &then, &cfg());
+        assert_eq!(delete.action, Action::Delete);
+        assert_eq!(again(&delete, &then), Again::Reached);
+        assert!(matches!(again(&delete, &now), Again::Planned(_)));
+        now.set(&cfg(), &["data"], json!({"mode": "third"}));
+        assert!(matches!(again(&delete, &now), Again::Moved(_)));
+    }
+}

@@ -132,7 +132,8 @@ pub fn calls(item: &Item, around: &Around<'_>) -> Result<Vec<Call>, WriteRefusal
     }
 }
 
-fn restart(uid: &str, at: Timestamp) -> Call {
+/// What `kubectl rollout restart` does, to the workload with this UID. The same time gives the same call.
+pub fn restart(uid: &str, at: Timestamp) -> Call {
     let body = json!({
         "metadata": {"uid": uid},
         "spec": {"template": {"metadata": {"annotations": {RESTARTED_AT: seconds(at)}}}},
@@ -144,7 +145,7 @@ fn restart(uid: &str, at: Timestamp) -> Call {
 }
 
 /// RFC 3339 in whole seconds, as the API server writes times.
-fn seconds(at: Timestamp) -> String {
+pub fn seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

@@ -212,7 +212,7 @@ impl Work<'_> {
 
     /// The workload as it was before the first write.
     fn before(&self, id: &ObjectId) -> Option<&Value> {
-        let live = self.live.iter().find(|live| live.id == *id)?;
+        let live = self.live.get(id)?;
         (!live.raw.is_null()).then_some(&live.raw)
     }
 }

@@ -313,29 +313,28 @@ async fn forward(work: &Work<'_>, plan: &Plan<Bound>, approved: &[BoundItem], be
     work.verify().await
 }
 
-/// The target is reached: it is the version that is live now, and a snapshot proves it.
+/// The target is reached: it is the version that is live now, and a snapshot proves it. Where items failed it is neither.
 async fn reached(work: &Work<'_>) -> Outcome {
-    let recorded = work.conclude().await;
-    let items = work.execution.report.read().items.unwrap_or_default();
-    let mut message = format!(
-        "back at version {} ({})",
-        work.execution.resolved.version, work.execution.resolved.name
-    );
-    for note in work.execution.report.notes() {
-        message = format!("{message}; {note}");
-    }
+    let report = &work.execution.report;
+    let items = report.read().items.unwrap_or_default();
     if items.failed > 0 {
-        let first = Stop::of(&work.execution.report.failures())
-            .map(|stop| stop.message)
-            .unwrap_or_default();
         let phase = if items.done > 0 {
             RollbackPhase::Partial
         } else {
             RollbackPhase::Failed
         };
-        let message = format!("{} of {} failed: {first}", items.failed, items.done + items.failed);
-        return Outcome::new(phase, reasons::PARTIAL, message);
+        let first = Stop::of(&report.failures())
+            .map(|stop| stop.message)
+            .unwrap_or_default();
+        let message = format!("{} done, {} failed: {first}", items.done, items.failed);
+        return Outcome::new(phase, reasons::PARTIAL, with_notes(message, work));
     }
+    let resolved = &work.execution.resolved;
+    let recorded = work.conclude().await;
+    let message = with_notes(
+        format!("back at version {} ({})", resolved.version, resolved.name),
+        work,
+    );
     match recorded {
         Ok(()) => Outcome::new(RollbackPhase::Completed, reasons::COMPLETED, message),
         Err(stop) => Outcome::new(
@@ -344,6 +343,35 @@ async fn reached(work: &Work<'_>) -> Outcome {
             format!("{message}, but: {}; take a Snapshot to record it", stop.message),
         ),
     }
+}
+
+fn with_notes(message: String, work: &Work<'_>) -> String {
+    let notes = work.execution.report.notes();
+    notes
+        .into_iter()
+        .fold(message, |message, note| format!("{message}; {note}"))
+}
+
+/// Cancelled while nobody was there to see it: what was written until then is left or taken back, as the request wants.
+pub(super) async fn withdraw(
+    execution: &Execution,
+    made: &Made,
+    plan: &Plan<Bound>,
+    approved: &[BoundItem],
+    id: &str,
+) -> Outcome {
+    let request = &execution.request;
+    if let Some(status) = &request.status {
+        execution.report.resume(status);
+    }
+    let work = match Work::forward(execution, made) {
+        Ok(work) => work,
+        Err(failure) => return Outcome::new(RollbackPhase::Failed, failure.reason, failure.message),
+    };
+    let before = Before::of(request, plan, approved, &[]);
+    let outcome = not_reached(&work, &Stop::cancelled(), approved, before, id).await;
+    execution.report.skip_the_rest();
+    outcome
 }
 
 /// What `onFailure` makes of it.
@@ -372,7 +400,7 @@ async fn not_reached(work: &Work<'_>, stop: &Stop, approved: &[BoundItem], befor
                 Ok(()) => Outcome::new(
                     RollbackPhase::Undone,
                     stop.reason,
-                    format!("{}; {so_far}; all is as it was before", stop.message),
+                    with_notes(format!("{}; {so_far}; all is as it was before", stop.message), work),
                 ),
                 Err(why) => Outcome::new(
                     RollbackPhase::Failed,

@@ -72,8 +72,11 @@ impl Reporter {
         }
     }
 
-    /// Goes on from what an execution that was interrupted had published.
+    /// Goes on from what an execution that was interrupted had published. What this process reported itself is newer.
     pub fn resume(&self, status: &RollbackRequestStatus) {
+        if !self.lock().report.steps.is_empty() {
+            return;
+        }
         self.change(|report| {
             report.steps.clone_from(&status.steps);
             report.verification.clone_from(&status.verification);
@@ -127,6 +130,17 @@ impl Reporter {
     /// Announces steps that are still to come, and how many items there are to do.
     pub fn expect(&self, steps: &[&str], items: usize) {
         self.change(|report| {
+            // After a crash: what is not among them is done.
+            for step in report
+                .steps
+                .iter_mut()
+                .filter(|step| !steps.contains(&step.name.as_str()))
+            {
+                if step.state == StepState::Running {
+                    step.state = StepState::Done;
+                    step.finished_at = Some(clock::now_time());
+                }
+            }
             for name in steps {
                 if !report.steps.iter().any(|step| step.name == *name) {
                     report.steps.push(StepStatus {
@@ -312,5 +326,14 @@ mod tests {
         let steps = again.read().steps;
         assert_eq!(steps.len(), 1);
         assert_eq!(steps[0].started_at, first.read().steps[0].started_at);
+    }
+
+    #[tokio::test]
+    async fn a_step_that_was_under_way_in_a_crash_and_has_nothing_left_is_done() {
+        let (reporter, _) = reporter();
+        reporter.begin("WriteConfiguration");
+        reporter.expect(&["WriteWorkloads"], 3);
+        let steps = reporter.read().steps;
+        assert_eq!((steps[0].state, steps[1].state), (StepState::Done, StepState::Waiting));
     }
 }

@@ -1,31 +1,28 @@
 //! Restarts of consumers. The value of the annotation is the time of the execution, so that after a crash a restart that was done
 //! is recognised and not repeated.
 
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Stop, Work,
     items::{Task, delays, failure},
 };
 use crate::{
-    api::{names, reasons, rollback_request::ItemFailure},
+    api::{reasons, rollback_request::ItemFailure},
     cluster::{
         Class,
         write::{self, WriteError},
     },
     domain::{
         object::ObjectId,
-        plan::{Content, desired::RESTARTED_AT, write::Call},
+        plan::{
+            desired::RESTARTED_AT,
+            write::{restart, seconds},
+        },
     },
 };
 
 const TEMPLATE_ANNOTATIONS: &str = "/spec/template/metadata/annotations";
-
-/// The value that marks a restart of this execution, as kubectl writes it: whole seconds.
-pub(super) fn mark(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
 
 /// Whether the workload carries this mark.
 pub(super) fn is_marked(workload: &Value, mark: &str) -> bool {
@@ -43,8 +40,8 @@ impl Work<'_> {
 
     pub(super) async fn restart_one(&self, id: &ObjectId) -> Result<(), ItemFailure> {
         let place = self.place(id)?;
-        let mark = mark(self.restarted_at);
-        let planned = self.live.iter().find(|live| live.id == *id).map(|live| &live.uid);
+        let mark = seconds(self.restarted_at);
+        let planned = self.live.get(id).map(|live| &live.uid);
         let mut delays = delays();
         loop {
             let Some(raw) = self.read(id, &place).await? else {
@@ -64,15 +61,7 @@ impl Work<'_> {
                 self.restarted(id, &raw);
                 return Ok(());
             }
-            let body = json!({
-                // Of another object of the same name nothing is restarted.
-                "metadata": {"uid": uid},
-                "spec": {"template": {"metadata": {"annotations": {RESTARTED_AT: mark}}}},
-            });
-            let call = Call::Merge {
-                manager: names::FIELD_MANAGER.to_owned(),
-                body: Content(body),
-            };
+            let call = restart(uid, self.restarted_at);
             self.remember(id);
             let client = &self.execution.context.client;
             let written = tokio::time::timeout_at(self.deadline, write::perform(client, &place, &[call], false)).await;

@@ -178,7 +178,7 @@ impl Work<'_> {
         let capture = self.extras.capture.clone()?;
         let outside: BTreeSet<_> = self
             .live
-            .iter()
+            .values()
             .filter(|live| !live.in_capture)
             .map(|live| &live.id)
             .collect();
@@ -208,7 +208,8 @@ impl Work<'_> {
             Seen::There(object) => serde_json::from_value::<Snapshot>(object.clone())
                 .ok()
                 .filter(|snapshot| ended(snapshot).is_some()),
-            Seen::Gone(_) => None,
+            // It is as good as failed: its status says so.
+            Seen::Gone(object) => serde_json::from_value(object.clone()).ok(),
         })
         .await
     }

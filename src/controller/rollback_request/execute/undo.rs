@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{
     Made, Stop, Work,
     items::delays,
-    restart::{is_marked, mark},
+    restart::is_marked,
     snapshots::Taken,
     steps::{self, Steps},
 };
@@ -27,7 +27,7 @@ use crate::{
     domain::{
         approval::{Consequence, ExecutionPermit, gate::Known, permit::Purpose, resume},
         object::ObjectId,
-        plan::{Action, Bound, KeepReason, Plan, digest::BoundItem},
+        plan::{Action, Bound, KeepReason, Plan, digest::BoundItem, write::seconds},
     },
 };
 
@@ -127,16 +127,12 @@ impl Work<'_> {
 
     /// Consumers that were restarted on the way there have read what is not there any more.
     fn to_restart(&self, approved: &[BoundItem], there: jiff::Timestamp) -> Vec<ObjectId> {
-        let mark = mark(there);
+        let mark = seconds(there);
         approved
             .iter()
             .filter(|item| item.action == Action::Restart(Vec::new()).name())
             .map(|item| &item.object)
-            .filter(|id| {
-                self.live
-                    .iter()
-                    .any(|live| live.id == **id && is_marked(&live.raw, &mark))
-            })
+            .filter(|id| self.live.get(id).is_some_and(|live| is_marked(&live.raw, &mark)))
             .cloned()
             .collect()
     }

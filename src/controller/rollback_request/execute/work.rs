@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Before, Execution, Made, Stop,
     health::{Rollout, is_waited_for, revision},
-    items::{failure, is_write},
+    items::{delays, failure, is_write},
     snapshots::{self, Kind, Taken},
     steps,
 };
@@ -42,7 +42,7 @@ pub(super) struct Work<'a> {
     /// What is served.
     pub kinds: Cow<'a, Kinds>,
     /// What was live when the plan was made.
-    pub live: &'a [LiveObject],
+    pub live: BTreeMap<&'a ObjectId, &'a LiveObject>,
     /// What the snapshot that it leads to holds besides objects.
     pub extras: Cow<'a, Extras>,
     /// The mark of restarts.
@@ -69,12 +69,16 @@ struct State {
     excepted: BTreeSet<ObjectId>,
 }
 
+fn by_id(made: &Made) -> BTreeMap<&ObjectId, &LiveObject> {
+    made.sides.live.iter().map(|live| (&live.id, live)).collect()
+}
+
 impl<'a> Work<'a> {
     /// The way to the target.
     pub(super) fn forward(execution: &'a Execution, made: &'a Made) -> Result<Self, Failure> {
         Ok(Self {
             kinds: Cow::Borrowed(&made.sides.kinds),
-            live: &made.sides.live,
+            live: by_id(made),
             extras: Cow::Borrowed(&made.extras),
             on_failure: execution.request.spec.on_failure,
             ..Self::bare(execution)?
@@ -85,7 +89,7 @@ impl<'a> Work<'a> {
     pub(super) fn back(execution: &'a Execution, made: &'a Made, deadline: Instant) -> Result<Self, Failure> {
         Ok(Self {
             kinds: Cow::Borrowed(&made.sides.kinds),
-            live: &made.sides.live,
+            live: by_id(made),
             extras: Cow::Borrowed(&made.extras),
             // Another mark than on the way there, and the same after a crash.
             restarted_at: execution
@@ -111,7 +115,7 @@ impl<'a> Work<'a> {
             namespace: execution.request.namespace().unwrap_or_default(),
             lineage: record.lineage_key(),
             kinds: Cow::Owned(Kinds::new()),
-            live: &[],
+            live: BTreeMap::new(),
             extras: Cow::Owned(Extras::default()),
             restarted_at: execution.started,
             deadline: execution.deadline,
@@ -218,7 +222,7 @@ impl<'a> Work<'a> {
 
     /// `id` was brought about before a crash.
     pub(super) fn was_written(&self, id: &ObjectId) {
-        let Some(live) = self.live.iter().find(|live| live.id == *id) else {
+        let Some(live) = self.live.get(id) else {
             return;
         };
         self.lock().created.insert(id.clone(), live.uid.clone());
@@ -341,14 +345,23 @@ impl<'a> Work<'a> {
         self.lock().excepted.extend(ids);
     }
 
+    async fn head(&self, version: u64) -> Result<(), Failure> {
+        let repository = repository(&self.execution.context)?;
+        let set = repository.set_head(&self.lineage, version).await;
+        set.map_err(|error| store_failure(&error))
+    }
+
     /// Says that the target is live, and takes the snapshot that proves it.
     pub(super) async fn conclude(&self) -> Result<(), Stop> {
-        let resolved = &self.execution.resolved;
-        let version = u64::try_from(resolved.version).unwrap_or_default();
-        repository(&self.execution.context)?
-            .set_head(&self.lineage, version)
-            .await
-            .map_err(|error| Stop::from(store_failure(&error)))?;
+        let version = u64::try_from(self.execution.resolved.version).unwrap_or_default();
+        let mut delays = delays();
+        while let Err(failure) = self.head(version).await {
+            let delay = delays.next().unwrap_or_default();
+            let waited = tokio::time::timeout_at(self.deadline, tokio::time::sleep(delay)).await;
+            if failure.class != Class::Transient || waited.is_err() {
+                return Err(failure.into());
+            }
+        }
         if !self.request().spec.result_snapshot {
             return Ok(());
         }
