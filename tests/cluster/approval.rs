@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use backstep::{
     api::{
-        ApprovalRequest, RollbackRequest,
+        ApprovalDecision, ApprovalRequest, RollbackRequest,
         approval_request::{ApprovalPhase, Decision},
     },
     controller::approval_request::{self, consume, facts},
@@ -14,7 +14,10 @@ use backstep::{
     },
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{Api, ResourceExt as _, api::PostParams};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, PostParams},
+};
 use serde_json::json;
 use testbed::{User, wait_until};
 
@@ -27,7 +30,11 @@ use crate::{
 async fn a_quorum_of_distinct_people_approves_and_the_approval_is_used_once() -> Result<()> {
     let mut court = Court::open("quorum", &[]).await?;
     let mut two = crate::court::prod();
-    two["stages"][1] = json!({"name": "owners", "required": 2, "approvers": {"groups": ["owners"]}});
+    let owners = json!({"name": "owners", "required": 2, "approvers": {"groups": ["owners"]}});
+    two["stages"]
+        .as_array_mut()
+        .into_iter()
+        .for_each(|stages| stages.push(owners.clone()));
     court.policy("prod", &two).await?;
     let (request, approval) = court.opened("undo", &json!({})).await?;
     let name = approval.name_any();
@@ -371,6 +378,10 @@ async fn a_request_ends_by_rejection_revocation_time_withdrawal_and_changes() ->
     wait_until(PATIENCE, "the approvals of a deleted request to go", async || {
         let left = api.get_opt(&after.name_any()).await?;
         ensure!(left.is_none(), "{left:?}");
+        let decisions: Api<ApprovalDecision> = Api::namespaced(court.installed.admin().await?, SHOP);
+        let left = decisions.list(&ListParams::default()).await?.items;
+        let of_it = left.iter().filter(|one| one.spec.request_ref.name == after.name_any());
+        ensure!(of_it.count() == 0, "{left:?}");
         Ok::<_, anyhow::Error>(Some(()))
     })
     .await?;
@@ -387,45 +398,6 @@ async fn break_glass_is_reviewed_policies_approve_by_themselves_and_limits_hold(
     let mut court = Court::open("routes", &[]).await?;
     let nothing = json!({});
     let stage = json!([{"name": "sre", "approvers": {"groups": ["sre-leads"]}}]);
-    let glass = json!({"priority": 20, "match": {"reasons": ["HealthCheck"]}, "stages": stage,
-                       "emergency": {"allowed": true, "reviewWithin": "4s"}});
-    court.policy("glass", &glass).await?;
-
-    // Break-glass: no quorum, the same latch, and somebody else looks at it afterwards.
-    let emergency = json!({"reason": {"type": "HealthCheck"}, "emergency": {"justification": "checkout is down"}});
-    let (request, approval) = court.opened("emergency", &emergency).await?;
-    ensure!(
-        approval.status.as_ref().and_then(|s| s.phase) == Some(ApprovalPhase::BreakGlass),
-        "{approval:?}"
-    );
-    ensure!(
-        approval.spec.reason.as_deref() == Some("checkout is down"),
-        "{approval:?}"
-    );
-    court.installed.kill_operator();
-    let now = facts(&court.context, &request, &approval.name_any()).await;
-    let latch = consume(&court.context, &now, ApprovalPhase::AwaitingReview, "execution-1").await;
-    let taken = Latch::Taken {
-        phase: ApprovalPhase::AwaitingReview,
-        execution: "execution-1".into(),
-    };
-    ensure!(latch == taken, "{latch:?}");
-    court.installed.start_operator().await?;
-    court
-        .decide(&alice(), &approval, "sre", "Acknowledge", &nothing)
-        .await?;
-    let recorded = court.recorded(&approval, 1).await?;
-    ensure!(
-        recorded[0].reason.as_deref() == Some("the requester does not decide on its own request"),
-        "{recorded:#?}"
-    );
-    let overdue = court.phase(&approval, ApprovalPhase::ReviewOverdue).await?;
-    ensure!(condition(&overdue, "Stalled").1 == "ReviewOverdue", "{overdue:?}");
-    court
-        .decide(&lead("bob"), &approval, "sre", "Acknowledge", &nothing)
-        .await?;
-    let reviewed = court.phase(&approval, ApprovalPhase::Reviewed).await?;
-    ensure!(condition(&reviewed, "Ready").0 == "True", "{reviewed:?}");
     // A policy may approve small things by itself; its people may still object.
     let auto =
         json!({"priority": 20, "match": {"reasons": ["Policy"]}, "stages": stage, "autoApprove": {"maxRisk": "Low"}});
@@ -501,5 +473,44 @@ async fn break_glass_is_reviewed_policies_approve_by_themselves_and_limits_hold(
         })
         .await?;
     }
+    let glass = json!({"priority": 20, "match": {"reasons": ["HealthCheck"]}, "stages": stage,
+                       "emergency": {"allowed": true, "reviewWithin": "4s"}});
+    court.policy("glass", &glass).await?;
+
+    // Break-glass: no quorum, the same latch, and somebody else looks at it afterwards.
+    let emergency = json!({"reason": {"type": "HealthCheck"}, "emergency": {"justification": "checkout is down"}});
+    let (request, approval) = court.opened("emergency", &emergency).await?;
+    ensure!(
+        approval.status.as_ref().and_then(|s| s.phase) == Some(ApprovalPhase::BreakGlass),
+        "{approval:?}"
+    );
+    ensure!(
+        approval.spec.reason.as_deref() == Some("checkout is down"),
+        "{approval:?}"
+    );
+    court.installed.kill_operator();
+    let now = facts(&court.context, &request, &approval.name_any()).await;
+    let latch = consume(&court.context, &now, ApprovalPhase::AwaitingReview, "execution-1").await;
+    let taken = Latch::Taken {
+        phase: ApprovalPhase::AwaitingReview,
+        execution: "execution-1".into(),
+    };
+    ensure!(latch == taken, "{latch:?}");
+    court.installed.start_operator().await?;
+    court
+        .decide(&alice(), &approval, "sre", "Acknowledge", &nothing)
+        .await?;
+    let recorded = court.recorded(&approval, 1).await?;
+    ensure!(
+        recorded[0].reason.as_deref() == Some("the requester does not decide on its own request"),
+        "{recorded:#?}"
+    );
+    let overdue = court.phase(&approval, ApprovalPhase::ReviewOverdue).await?;
+    ensure!(condition(&overdue, "Stalled").1 == "ReviewOverdue", "{overdue:?}");
+    court
+        .decide(&lead("bob"), &approval, "sre", "Acknowledge", &nothing)
+        .await?;
+    let reviewed = court.phase(&approval, ApprovalPhase::Reviewed).await?;
+    ensure!(condition(&reviewed, "Ready").0 == "True", "{reviewed:?}");
     court.installed.cluster.stop().await
 }

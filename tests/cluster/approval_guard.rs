@@ -118,8 +118,8 @@ async fn healthy(court: &Court) -> Result<String> {
 
 /// Waits until the operator says on `/readyz` what it says.
 async fn readiness(court: &Court, text: &str) -> Result<()> {
-    let address = court.installed.operator()?.admin().await?;
     wait_until(PATIENCE, &format!("the operator to say `{text}`"), async || {
+        let address = court.installed.operator()?.admin().await?;
         let answer = crate::snapshots::get(&address, "/readyz")?;
         ensure!(answer.contains(text), "{answer}");
         Ok::<_, anyhow::Error>(Some(()))

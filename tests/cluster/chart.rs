@@ -304,6 +304,8 @@ async fn values_that_cannot_work_are_refused_with_a_reason() -> Result<()> {
         ("store.quota=12MB", "quota"),
         ("logging.format=xml", "format"),
         ("concurrency.captures=0", "captures"),
+        ("guard.settle=soon", "settle"),
+        ("guard.foreignMutators=Maybe", "foreignMutators"),
         ("historyLimit=100", "historyLimit"),
         ("replicas=-1", "replicas"),
     ] {
@@ -319,7 +321,9 @@ async fn values_that_cannot_work_are_refused_with_a_reason() -> Result<()> {
         !ran.stdout.contains("backstep-system"),
         "the default namespace is written somewhere"
     );
-    ensure!(ran.stdout.contains("credential.guard.backstep.dev"));
+    ensure!(ran.stdout.contains("credential.guard.backstep.dev") && ran.stdout.contains("- --require-credential-id"));
+    ensure!(ran.stdout.contains("- --guard-settle=30s") && ran.stdout.contains("- --foreign-mutators=warn"));
+    ensure!(ran.stdout.contains("- --system-controllers=system:serviceaccount:kube-system:generic-garbage-collector,"));
     ensure!(ran.stdout.contains("--store=file:///var/lib/backstep") && ran.stdout.contains("claimName: \"contents\""));
     ensure!(
         !ran.stdout.contains("kind: MutatingAdmissionPolicy"),

@@ -55,7 +55,8 @@ impl Operator {
     pub async fn admin(&self) -> Result<String> {
         wait_until(PATIENCE, "the operator's admin address", async || {
             let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let found = text.lines().find_map(|line| {
+            // The last one that was started.
+            let found = text.lines().rev().find_map(|line| {
                 let rest = line.split_once("the admin server listens")?.1.split_once("address=")?.1;
                 rest.split_whitespace().next().map(ToOwned::to_owned)
             });

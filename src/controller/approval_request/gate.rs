@@ -292,3 +292,36 @@ pub fn objection(status: &ApprovalRequestStatus) -> Option<&str> {
         })
         .map(|one| one.username.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn status(decisions: &[[&str; 4]]) -> ApprovalRequestStatus {
+        let decisions: Vec<Value> = decisions
+            .iter()
+            .map(|[who, what, at, counted]| {
+                json!({"uid": who, "name": "d", "username": who, "stage": "sre", "decision": what, "at": at,
+                       "counted": *counted == "counts"})
+            })
+            .collect();
+        serde_json::from_value(json!({"approvedAt": "2026-01-02T03:04:05Z", "decisions": decisions})).unwrap()
+    }
+
+    #[test]
+    fn an_objection_is_one_that_counts_and_came_after_the_approval() {
+        let (before, after) = ("2026-01-02T03:04:04Z", "2026-01-02T03:04:06Z");
+        let none = [
+            ["ada", "Reject", before, "counts"],
+            ["bob", "Reject", after, "not"],
+            ["eve", "Approve", after, "counts"],
+        ];
+        assert_eq!(objection(&status(&none)), None);
+        for decision in ["Reject", "Revoke"] {
+            let one = [["eve", "Approve", after, "counts"], ["bob", decision, after, "counts"]];
+            assert_eq!(objection(&status(&one)), Some("bob"));
+        }
+    }
+}

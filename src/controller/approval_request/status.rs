@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Time};
-use kube::{Api, Resource as _, ResourceExt as _, api::PostParams, runtime::controller::Action};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+    runtime::controller::Action,
+};
+use serde_json::json;
 
 use super::gather::{Observed, seal_of};
 use crate::{
@@ -180,7 +185,33 @@ pub(super) async fn publish(
         replace(context, approval, status.clone()).await?;
         tell(context, approval, &before, &status, &step).await;
     }
+    adopt(context, approval, &observed.decisions).await?;
     Ok(again.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Makes decisions go with the `ApprovalRequest` that they are about, and with nothing else; admission lets nobody else do it.
+async fn adopt(context: &Context, approval: &ApprovalRequest, decisions: &[ApprovalDecision]) -> Result<()> {
+    let Some(owner) = approval.owner_ref(&()) else {
+        return Ok(());
+    };
+    let namespace = approval.namespace().unwrap_or_default();
+    let api: Api<ApprovalDecision> = Api::namespaced(context.client.clone(), &namespace);
+    let orphans = decisions
+        .iter()
+        .filter(|decision| decision.owner_references().is_empty());
+    for decision in orphans {
+        let name = decision.name_any();
+        let patch = Patch::Merge(json!({"metadata": {"uid": decision.uid(), "ownerReferences": [owner]}}));
+        let params = PatchParams::default();
+        let what = format!("set the owner of approvaldecision {namespace}/{name}");
+        match call::repeat(&what, call::DEADLINE, || api.patch_metadata(&name, &params, &patch)).await {
+            Ok(_) => {}
+            // Purged, or another of the same name.
+            Err(error) if error.is_not_found() || error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A little after `at`, so that it is past then.
