@@ -51,7 +51,11 @@ impl Collection {
 
     /// Path of the object `name` in this collection.
     pub fn item_path(&self, name: &str) -> String {
-        format!("{}/{}", self.path(), percent_encoding::utf8_percent_encode(name, IN_PATH))
+        format!(
+            "{}/{}",
+            self.path(),
+            percent_encoding::utf8_percent_encode(name, IN_PATH)
+        )
     }
 
     /// Path of the collection in URLs.

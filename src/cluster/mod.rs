@@ -11,7 +11,7 @@ pub mod guard;
 pub mod key;
 pub mod lease;
 pub mod list;
-pub mod write;
 pub mod watch;
+pub mod write;
 
 pub use error::{Class, Error, Result};

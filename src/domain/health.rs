@@ -71,7 +71,9 @@ pub fn health(id: &ObjectId, object: &Value) -> Health {
 pub fn health_after(id: &ObjectId, before: Option<&Value>, object: &Value) -> Health {
     let now = health(id, object);
     let progressing = |object| condition(object, "Progressing");
-    let is_old = before.and_then(progressing).is_some_and(|then| Some(then) == progressing(object));
+    let is_old = before
+        .and_then(progressing)
+        .is_some_and(|then| Some(then) == progressing(object));
     match now {
         Health::Failed(_) if is_old && id.kind == "Deployment" => waits("the rollout has not moved yet"),
         now => now,

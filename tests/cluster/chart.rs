@@ -265,11 +265,22 @@ async fn the_operator_holds_no_right_that_it_does_not_need() -> Result<()> {
     }
 
     // Rollbacks write; what makes somebody more than they are stays out.
-    let upgrade = ["upgrade", "backstep", CHART, "-n", OPERATOR_NAMESPACE, "--set", "replicas=0"];
+    let upgrade = [
+        "upgrade",
+        "backstep",
+        CHART,
+        "-n",
+        OPERATOR_NAMESPACE,
+        "--set",
+        "replicas=0",
+    ];
     helm(&cluster, &upgrade).await?;
     for verb in ["create", "update", "patch", "delete"] {
         for kind in ["secrets", "deployments.apps", "widgets.example.org"] {
-            ensure!(can(&[verb, kind, "-n", "default"]).await?, "the operator may not {verb} {kind}");
+            ensure!(
+                can(&[verb, kind, "-n", "default"]).await?,
+                "the operator may not {verb} {kind}"
+            );
         }
     }
     for denied in [
@@ -323,7 +334,10 @@ async fn values_that_cannot_work_are_refused_with_a_reason() -> Result<()> {
     );
     ensure!(ran.stdout.contains("credential.guard.backstep.dev") && ran.stdout.contains("- --require-credential-id"));
     ensure!(ran.stdout.contains("- --guard-settle=30s") && ran.stdout.contains("- --foreign-mutators=warn"));
-    ensure!(ran.stdout.contains("- --system-controllers=system:serviceaccount:kube-system:generic-garbage-collector,"));
+    ensure!(
+        ran.stdout
+            .contains("- --system-controllers=system:serviceaccount:kube-system:generic-garbage-collector,")
+    );
     ensure!(ran.stdout.contains("--store=file:///var/lib/backstep") && ran.stdout.contains("claimName: \"contents\""));
     ensure!(
         !ran.stdout.contains("kind: MutatingAdmissionPolicy"),

@@ -130,7 +130,7 @@ async fn a_full_rollback_reaches_the_digest_of_its_target_and_touches_nothing_el
         audit: Audit::RequestResponse,
         ..ClusterOptions::named("rollback-full")
     };
-    let installed = Installed::start_with(options, Store::Directory, &["--guard-settle", "1s"]).await?;
+    let installed = Installed::start_with(options, Store::Directory, &[]).await?;
     given(&installed, "shop").await?;
     let mut release: Vec<String> = (0..20)
         .map(|n| config_map("shop", &format!("same-{n:02}"), &json!({"a": "1"})))
@@ -319,12 +319,7 @@ async fn bad_then_good(installed: &Installed, namespace: &str) -> Result<BTreeMa
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_that_does_not_become_healthy_does_what_on_failure_says() -> Result<()> {
-    let installed = Installed::start_with(
-        ClusterOptions::named("rollback-fails"),
-        Store::Directory,
-        &["--guard-settle", "1s"],
-    )
-    .await?;
+    let installed = Installed::start_with(ClusterOptions::named("rollback-fails"), Store::Directory, &[]).await?;
 
     let before = bad_then_good(&installed, "undo").await?;
     let spec = json!({"target": {"snapshot": "bad"}, "prune": "Created", "onFailure": "Undo"});
@@ -364,12 +359,7 @@ async fn a_rollback_that_does_not_become_healthy_does_what_on_failure_says() -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_that_is_cancelled_while_it_waits_goes_back() -> Result<()> {
-    let installed = Installed::start_with(
-        ClusterOptions::named("rollback-cancel"),
-        Store::Directory,
-        &["--guard-settle", "1s"],
-    )
-    .await?;
+    let installed = Installed::start_with(ClusterOptions::named("rollback-cancel"), Store::Directory, &[]).await?;
     given(&installed, "shop").await?;
     let slow = json!({"testbed.backstep.dev/ready-after": "3600"});
     let release = |mode: &str, annotations: &Value| {
@@ -422,12 +412,7 @@ async fn a_rollback_that_is_cancelled_while_it_waits_goes_back() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ran_runs_again_although_its_tag_has_moved() -> Result<()> {
-    let installed = Installed::start_with(
-        ClusterOptions::named("rollback-images"),
-        Store::Directory,
-        &["--guard-settle", "1s"],
-    )
-    .await?;
+    let installed = Installed::start_with(ClusterOptions::named("rollback-images"), Store::Directory, &[]).await?;
     for namespace in ["pinned", "reported"] {
         given(&installed, namespace).await?;
         apply(
@@ -487,7 +472,7 @@ async fn an_operator_that_is_killed_while_it_waits_goes_on_and_repeats_no_write(
         audit: Audit::RequestResponse,
         ..ClusterOptions::named("rollback-crash")
     };
-    let mut installed = Installed::start_with(options, Store::Directory, &["--guard-settle", "1s"]).await?;
+    let mut installed = Installed::start_with(options, Store::Directory, &[]).await?;
     given(&installed, "shop").await?;
     let slow = json!({"testbed.backstep.dev/ready-after": "8"});
     let release = |mode: &str, annotations: &Value| {

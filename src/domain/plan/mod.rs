@@ -303,7 +303,9 @@ impl fmt::Display for Note {
                 )
             }
             Self::SecretKeysChanged(keys) => write!(f, "live is newer than the snapshot in {}", keys.join(", ")),
-            Self::Unfinished => f.write_str("an earlier rollback was cut short before the owners of its fields came back"),
+            Self::Unfinished => {
+                f.write_str("an earlier rollback was cut short before the owners of its fields came back")
+            }
         }
     }
 }
