@@ -30,3 +30,6 @@ pub const SYSTEM_CONTROLLERS: [&str; 3] = [
     "system:serviceaccount:kube-system:namespace-controller",
     "system:kube-controller-manager",
 ];
+/// A number from 0 to 99 on an object puts it there in the order of a rollback instead of at its kind's place. What cannot exist
+/// without another object (an owned one without its owner, a custom resource without its definition) still follows it.
+pub const ORDER_ANNOTATION: &str = "backstep.dev/restore-order";

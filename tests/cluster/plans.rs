@@ -87,7 +87,7 @@ spec:
     Ok(())
 }
 
-async fn asked(installed: &Installed, user: &User, name: &str, spec: &Value) -> Result<Value> {
+pub async fn asked(installed: &Installed, user: &User, name: &str, spec: &Value) -> Result<Value> {
     let manifest = json!({
         "apiVersion": "backstep.dev/v1alpha1", "kind": "RollbackRequest",
         "metadata": {"name": name, "namespace": "shop"}, "spec": spec,
@@ -105,7 +105,7 @@ async fn asked(installed: &Installed, user: &User, name: &str, spec: &Value) -> 
     ended.with_context(|| installed.log())
 }
 
-fn said(status: &Value) -> String {
+pub fn said(status: &Value) -> String {
     let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
     let ready = conditions
         .iter()
@@ -119,7 +119,7 @@ fn said(status: &Value) -> String {
     )
 }
 
-async fn plan(installed: &Installed, status: &Value) -> Result<Value> {
+pub async fn plan(installed: &Installed, status: &Value) -> Result<Value> {
     let name = status["plan"]["name"].as_str().context("a plan")?;
     installed
         .cluster

@@ -13,6 +13,7 @@ use backstep::{
         plan::{
             Action, Captured, Content, Drafted, Facts, Inputs, Item, Live, Options, Plan, build,
             facts::Images,
+            immutable::immutable_changes,
             write::{Around, Call, RESTORING, calls, is_unfinished, state},
         },
     },
@@ -21,7 +22,10 @@ use kube::Client;
 use serde_json::{Value, json};
 use testbed::{Cluster, ClusterOptions, Ran, User, wait_until};
 
-use crate::support::PATIENCE;
+use crate::{
+    plans::{asked, plan, said},
+    support::{Installed, OPERATOR_NAMESPACE, PATIENCE, Store},
+};
 
 const NAMESPACE: &str = "shop";
 const KINDS: &[(&str, &str, &str, &str)] = &[
@@ -591,26 +595,13 @@ fn a_map(name: &str, data: &Value) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changed_went_or_appeared_since_the_plan_is_drift_and_is_not_written() -> Result<()> {
     let shop = Shop::start(ClusterOptions::api_server_only("drift")).await?;
-    let (one, many) = (v1_map(), ["one", "two"]);
+    let many = ["one", "two"];
     for owner in ["apply", "update", "both"] {
-        for name in [
-            "changed",
-            "gone",
-            "again",
-            "appeared",
-            "status",
-            "pruned",
-            "pruned-changed",
-            "pruned-again",
-            "pruned-gone",
-        ] {
-            if name.starts_with("pruned") {
-                continue;
-            }
+        for name in ["changed", "gone", "again", "appeared"] {
             let name = format!("{owner}-{name}");
             for manager in if owner == "both" { &many[..] } else { &many[..1] } {
                 let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
-                    "data": {"mode": one, (*manager): "x"}});
+                    "data": {"mode": "1", (*manager): "x"}});
                 let flag = format!("--field-manager={manager}");
                 let arguments: Vec<&str> = if owner == "update" {
                     vec!["create", &flag, "-f", "-"]
@@ -688,7 +679,7 @@ async fn what_changed_went_or_appeared_since_the_plan_is_drift_and_is_not_writte
 
     let before = shop.read().await?;
     let mut seen = 0;
-    for item in plan.writes().filter(|item| !item.id.name.ends_with("status")) {
+    for item in plan.writes() {
         match shop.write(item).await? {
             Err(WriteError::Drift(message)) => ensure!(message.contains(&item.id.name), "{message}"),
             other => bail!("{} {:?}: {other:?}", item.id, item.action),
@@ -702,10 +693,6 @@ async fn what_changed_went_or_appeared_since_the_plan_is_drift_and_is_not_writte
         ensure!(version_of(&then.raw) == version_of(&after[id].raw), "{id} was written");
     }
     shop.cluster.stop().await
-}
-
-fn v1_map() -> &'static str {
-    "1"
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -838,4 +825,338 @@ async fn a_dry_run_says_what_the_server_says_and_writes_nothing() -> Result<()> 
         ensure!(state(&then.raw) == state(&after[id].raw), "{id} was changed");
     }
     shop.cluster.stop().await
+}
+
+/// RFC 7386, as the server does it.
+fn merged(mut object: Value, patch: &Value) -> Value {
+    if let (Some(map), Some(patch)) = (object.as_object_mut(), patch.as_object()) {
+        for (key, value) in patch {
+            if value.is_null() {
+                map.remove(key);
+            } else {
+                let old = map.remove(key).unwrap_or_default();
+                map.insert(key.clone(), merged(old, value));
+            }
+        }
+        return object;
+    }
+    patch.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_counts_as_immutable_is_what_the_server_refuses_to_change() -> Result<()> {
+    let shop = Shop::start(ClusterOptions::api_server_only("immutable")).await?;
+    shop.given(&["create", "serviceaccount", "default"], None).await?;
+    let template =
+        json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "a", "image": "a:1"}]}});
+    let selector = json!({"matchLabels": {"app": "x"}});
+    let claim = json!([{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}}]);
+    let objects = json!([
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "frozen"}, "immutable": true, "data": {"a": "1"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}, "type": "Opaque"},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "x"}, "spec": {"storageClassName": "a",
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]},
+        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "x"}, "spec": {"hard": {"pods": "5"}, "scopes": ["BestEffort"]}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}, "spec": {"selector": selector, "template": template}},
+        {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "x"}, "spec": {"selector": selector, "template": template}},
+        {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "x"}, "spec": {"serviceName": "x",
+            "selector": selector, "template": template, "volumeClaimTemplates": claim}},
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": {"completions": 2, "completionMode": "NonIndexed",
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a:1"}]}}}},
+        {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "x"}, "spec": {"schedule": "0 0 * * *",
+            "jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a:1"}]}}}}}},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "x"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "a"}},
+    ]);
+    for object in objects.as_array().context("a list")? {
+        shop.given(&["create", "-f", "-"], Some(&object.to_string())).await?;
+    }
+    let other = json!({"app": "y"});
+    let pod = |field: &str, value: Value| {
+        let mut container = json!({"name": "a", "image": "a:1"});
+        container[field] = value;
+        json!({"spec": {"containers": [container]}})
+    };
+    for (kind, name, patch, refused) in [
+        ("ConfigMap", "frozen", json!({"data": {"a": "2"}}), true),
+        ("ConfigMap", "frozen", json!({"immutable": false}), true),
+        (
+            "ConfigMap",
+            "frozen",
+            json!({"metadata": {"labels": {"a": "b"}}}),
+            false,
+        ),
+        ("Secret", "x", json!({"type": "example.org/x"}), true),
+        ("Secret", "x", json!({"data": {"a": "Yg=="}}), false),
+        (
+            "Service",
+            "x",
+            json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}}),
+            true,
+        ),
+        ("Service", "x", json!({"spec": {"type": "NodePort"}}), false),
+        ("Service", "x", json!({"spec": {"selector": other}}), false),
+        (
+            "PersistentVolumeClaim",
+            "x",
+            json!({"spec": {"storageClassName": "b"}}),
+            true,
+        ),
+        (
+            "PersistentVolumeClaim",
+            "x",
+            json!({"spec": {"accessModes": ["ReadWriteMany"]}}),
+            true,
+        ),
+        (
+            "PersistentVolumeClaim",
+            "x",
+            json!({"metadata": {"labels": {"a": "b"}}}),
+            false,
+        ),
+        ("Pod", "x", pod("image", json!("a:2")), false),
+        ("Pod", "x", pod("command", json!(["x"])), true),
+        ("Pod", "x", json!({"spec": {"hostNetwork": true}}), true),
+        (
+            "ResourceQuota",
+            "x",
+            json!({"spec": {"scopes": ["NotBestEffort"]}}),
+            true,
+        ),
+        ("ResourceQuota", "x", json!({"spec": {"hard": {"pods": "6"}}}), false),
+        (
+            "Deployment",
+            "x",
+            json!({"spec": {"selector": {"matchLabels": other}, "template": {"metadata": {"labels": other}}}}),
+            true,
+        ),
+        (
+            "Deployment",
+            "x",
+            json!({"spec": {"strategy": {"type": "Recreate", "rollingUpdate": null}, "replicas": 3}}),
+            false,
+        ),
+        (
+            "DaemonSet",
+            "x",
+            json!({"spec": {"selector": {"matchLabels": other}, "template": {"metadata": {"labels": other}}}}),
+            true,
+        ),
+        ("StatefulSet", "x", json!({"spec": {"serviceName": "y"}}), true),
+        (
+            "StatefulSet",
+            "x",
+            json!({"spec": {"podManagementPolicy": "Parallel"}}),
+            true,
+        ),
+        (
+            "StatefulSet",
+            "x",
+            json!({"spec": {"volumeClaimTemplates": null}}),
+            true,
+        ),
+        (
+            "StatefulSet",
+            "x",
+            json!({"spec": {"replicas": 3, "minReadySeconds": 5, "revisionHistoryLimit": 3,
+            "updateStrategy": {"type": "OnDelete", "rollingUpdate": null}}}),
+            false,
+        ),
+        ("Job", "x", json!({"spec": {"completions": 3}}), true),
+        (
+            "Job",
+            "x",
+            json!({"spec": {"template": {"spec": {"restartPolicy": "OnFailure"}}}}),
+            true,
+        ),
+        (
+            "Job",
+            "x",
+            json!({"spec": {"parallelism": 3, "backoffLimit": 2, "suspend": true}}),
+            false,
+        ),
+        (
+            "CronJob",
+            "x",
+            json!({"spec": {"schedule": "1 0 * * *", "suspend": true}}),
+            false,
+        ),
+        (
+            "RoleBinding",
+            "x",
+            json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "b"}}),
+            true,
+        ),
+        (
+            "RoleBinding",
+            "x",
+            json!({"subjects": [{"kind": "ServiceAccount", "name": "x", "namespace": "shop"}]}),
+            false,
+        ),
+    ] {
+        let live = shop.kubectl(&["get", kind, name, "-o", "json"], None).await?.json()?;
+        let text = patch.to_string();
+        let arguments = ["patch", kind, name, "--type=merge", "--dry-run=server", "-p", &text];
+        let ran = shop.kubectl(&arguments, None).await?;
+        ensure!(ran.status.success() != refused, "{kind} {patch}: {ran}");
+        let group = live["apiVersion"]
+            .as_str()
+            .and_then(|v| v.split_once('/'))
+            .map_or("", |(group, _)| group);
+        let mut wanted = merged(live.clone(), &patch);
+        if kind == "Pod" && patch["spec"]["containers"].is_array() {
+            // A list is replaced whole; the server fills in what it chose before.
+            let mut container = live["spec"]["containers"][0].clone();
+            for (field, value) in patch["spec"]["containers"][0].as_object().into_iter().flatten() {
+                container[field.as_str()] = value.clone();
+            }
+            wanted["spec"]["containers"] = json!([container]);
+        }
+        let found = immutable_changes(&ObjectId::new(group, kind, name), &live, &wanted);
+        ensure!(
+            found.is_empty() != refused,
+            "{kind} {patch}: {found:?}, and the server: {ran}"
+        );
+    }
+    shop.cluster.stop().await
+}
+
+fn check(plan: &Value, name: &str) -> (String, String) {
+    let checks = plan["spec"]["preflight"].as_array().cloned().unwrap_or_default();
+    let found = checks
+        .into_iter()
+        .find(|check| check["check"] == name)
+        .unwrap_or_default();
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    (text("result"), text("detail"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_the_server_would_refuse_is_told_at_once_and_before_a_write() -> Result<()> {
+    let installed = Installed::start("preflight", Store::Directory).await?;
+    let kubectl =
+        async |arguments: &[&str]| -> Result<Ran> { installed.cluster.kubectl(&User::admin(), arguments, None).await };
+    let given = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: team, namespace: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: admin}
+subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: alice}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: fine, namespace: shop}
+data: {a: "1"}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: forbidden, namespace: shop}
+data: {a: "1"}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{port: 80}]}
+"#;
+    installed.given(given).await?;
+    installed.snapshot("shop", "good", &json!({"lineage": "shop"})).await?;
+    for object in ["configmap/fine", "configmap/forbidden", "service/web"] {
+        kubectl(&["delete", object, "-n", "shop"]).await?.success()?;
+    }
+    let alice = User::new("alice", ["shop-team"]);
+    let spec = json!({"dryRun": true, "target": {"snapshot": "good"}});
+    let fine = asked(&installed, &alice, "fine", &spec).await?;
+    ensure!(fine["phase"] == "Planned", "{}", said(&fine));
+    let made = plan(&installed, &fine).await?;
+    for name in ["OperatorRights", "NamespaceActive", "QuotaSum", "DryRuns"] {
+        ensure!(check(&made, name).0 == "Passed", "{name}: {:?}", check(&made, name));
+    }
+
+    installed
+        .given(
+            r#"
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: small, namespace: shop}
+spec: {hard: {configmaps: "2", count/services: "0"}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: no-forbidden}
+spec:
+  matchConstraints: {resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]}
+  validations: [{expression: "object.metadata.name != 'forbidden'", message: "nothing is called forbidden"}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: no-forbidden}
+spec: {policyName: no-forbidden, validationActions: [Deny]}
+"#,
+        )
+        .await?;
+    wait_until(PATIENCE, "the policy and the quota to take hold", async || {
+        let ran = kubectl(&["create", "configmap", "forbidden", "-n", "shop", "--dry-run=server"]).await?;
+        let quota = kubectl(&["get", "resourcequota", "small", "-n", "shop", "-o", "json"])
+            .await?
+            .json()?;
+        let ready = ran.stderr.contains("nothing is called forbidden") && quota["status"]["used"].is_object();
+        if ready {
+            Ok(Some(()))
+        } else {
+            Err(anyhow::anyhow!("{ran} {quota}"))
+        }
+    })
+    .await?;
+    let refused = asked(&installed, &alice, "refused", &spec).await?;
+    ensure!(said(&refused).starts_with("PreflightFailed"), "{}", said(&refused));
+    let made = plan(&installed, &refused).await?;
+    let (result, detail) = check(&made, "DryRuns");
+    ensure!(
+        result == "Failed" && detail.contains("nothing is called forbidden"),
+        "{result} {detail}"
+    );
+    let (result, detail) = check(&made, "QuotaSum");
+    // One map is there already, and each of the two alone would fit.
+    ensure!(
+        result == "Failed"
+            && detail.contains("configmaps 1 of 2 used, 2 more needed")
+            && detail.contains("count/services"),
+        "{result} {detail}"
+    );
+    let left = kubectl(&["get", "configmaps,services", "-n", "shop", "-o", "name"])
+        .await?
+        .success()?;
+    ensure!(!left.stdout.contains("fine") && !left.stdout.contains("web"), "{left}");
+
+    // Without its own rights the operator says which it lacks.
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/backstep");
+    let upgrade = [
+        "upgrade",
+        "backstep",
+        chart,
+        "-n",
+        OPERATOR_NAMESPACE,
+        "--set",
+        "replicas=0,rbac.write=false",
+    ];
+    installed
+        .cluster
+        .helm(&User::admin(), &upgrade, None)
+        .await?
+        .success()?;
+    let powerless = asked(&installed, &alice, "powerless", &spec).await?;
+    let made = plan(&installed, &powerless).await?;
+    let (result, detail) = check(&made, "OperatorRights");
+    ensure!(
+        result == "Failed" && detail.contains("create configmaps in shop") && detail.contains("rbac.write"),
+        "{result} {detail}"
+    );
+    installed.cluster.stop().await
 }

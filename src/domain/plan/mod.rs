@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt};
 use serde_json::Value;
 
 use crate::{
-    api::snapshot::Component,
+    api::{names, snapshot::Component},
     domain::object::{Digest, FingerprintKey, ListShape, ObjectId, diff},
 };
 
@@ -299,7 +299,7 @@ impl fmt::Display for Note {
                 write!(
                     f,
                     "{} is `{text}`, not a number from 0 to 99: ignored",
-                    order::ORDER_ANNOTATION
+                    names::ORDER_ANNOTATION
                 )
             }
             Self::SecretKeysChanged(keys) => write!(f, "live is newer than the snapshot in {}", keys.join(", ")),

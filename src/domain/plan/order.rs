@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{Action, Item, Note, Plan, desired::owner_id, json};
-use crate::domain::object::ObjectId;
-
-/// A number from 0 to 99 on an object puts it there instead of at its kind's place. What cannot exist without another object
-/// (an owned one without its owner, a custom resource without its definition, anything without its namespace) still follows it.
-pub const ORDER_ANNOTATION: &str = "backstep.dev/restore-order";
+use crate::{api::names::ORDER_ANNOTATION, domain::object::ObjectId};
 
 /// Namespaces, definitions, policy.
 pub const FOUNDATIONS: u16 = 20;

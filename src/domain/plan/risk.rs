@@ -25,7 +25,7 @@ use crate::{
         approval_policy::SecurityFloor,
         reference::{Risk, RiskFactor, RiskLevel},
     },
-    domain::object::ObjectId,
+    domain::{object::ObjectId, snapshot::matches_glob},
 };
 
 /// More deletes than this make the risk High at least, so that a policy can ask for a stage of their own.
@@ -256,7 +256,7 @@ fn images_below_floor<State>(plan: &Plan<State>, facts: &RiskFacts) -> Vec<Strin
                 .or(ran.map(String::as_str));
             let tagged = image.rsplit_once('@').map_or(image, |(reference, _)| reference);
             let listed = digest.is_some_and(|digest| facts.floor.digests.iter().any(|bad| bad == digest))
-                || facts.floor.tags.iter().any(|pattern| matches(pattern, tagged));
+                || facts.floor.tags.iter().any(|pattern| matches_glob(pattern, tagged));
             // What runs now anyway does not come back.
             if listed && now != Some(image) {
                 below.push(image.to_owned());
@@ -266,28 +266,6 @@ fn images_below_floor<State>(plan: &Plan<State>, facts: &RiskFacts) -> Vec<Strin
     below.sort();
     below.dedup();
     below
-}
-
-/// Whether `text` matches `pattern`, in which `*` is any run of characters and `?` one. Linear in the product of lengths.
-fn matches(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        if p < pattern.len() && pattern[p] == '*' {
-            star = Some((p, t));
-            p += 1;
-        } else if p < pattern.len() && (pattern[p] == '?' || pattern[p] == text[t]) {
-            p += 1;
-            t += 1;
-        } else if let Some((at, taken)) = star {
-            star = Some((at, taken + 1));
-            (p, t) = (at + 1, taken + 1);
-        } else {
-            return false;
-        }
-    }
-    pattern[p..].iter().all(|rest| *rest == '*')
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ fn patterns_match_as_globs() {
         ("*:1.*", "web:1.8", true),
         ("web", "webs", false),
     ] {
-        assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        assert_eq!(matches_glob(pattern, text), expected, "{pattern} {text}");
     }
 }
 

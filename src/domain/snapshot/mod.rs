@@ -10,6 +10,7 @@ mod verdict;
 pub use extras::{Extras, KindRead};
 pub use images::ImageResolver;
 pub use references::References;
+pub(in crate::domain) use selection::matches_glob;
 pub use selection::{Selection, SelectionError};
 pub use skips::Skips;
 pub use verdict::{KindRule, ObjectVerdict, Verdict, resource_verdict};

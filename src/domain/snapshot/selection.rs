@@ -191,7 +191,7 @@ fn filter_object(filter: &ObjectFilter, group: &str, kind: &str, name: &str) -> 
 }
 
 /// `*` is any run of characters, `?` is one. At most `glob.len() × name.len()` steps.
-pub(super) fn matches_glob(glob: &str, name: &str) -> bool {
+pub(in crate::domain) fn matches_glob(glob: &str, name: &str) -> bool {
     let (glob, name) = (glob.as_bytes(), name.as_bytes());
     let (mut g, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
