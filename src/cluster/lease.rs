@@ -46,6 +46,18 @@ impl Election {
         }
     }
 
+    /// Goes on with what an earlier look at the same Lease saw: when it runs out is known only by watching it.
+    #[must_use]
+    pub fn having_seen(mut self, seen: Option<(String, Instant)>) -> Self {
+        self.seen = seen;
+        self
+    }
+
+    /// The foreign renewal last seen, and when first; for [`having_seen`](Self::having_seen).
+    pub fn seen(&self) -> Option<(String, Instant)> {
+        self.seen.clone()
+    }
+
     /// Waits until this process holds the Lease. Errors are logged and tried again: election never degrades to none.
     pub async fn acquire(&mut self) {
         let mut announced = String::new();
@@ -95,9 +107,11 @@ impl Election {
         spec.holder_identity = None;
         spec.lease_duration_seconds = Some(1);
         let params = PostParams::default();
-        let replace = self.api.replace(&self.options.name, &params, &lease);
-        if let Err(error) = call::once("release the leader lease", Duration::from_secs(3), replace).await {
-            tracing::debug!(%error, "the leader lease was not released; it runs out by itself");
+        let what = "release a lease";
+        let deadline = Duration::from_secs(3);
+        let released = call::repeat(what, deadline, || self.api.replace(&self.options.name, &params, &lease)).await;
+        if let Err(error) = released {
+            tracing::debug!(%error, name = self.options.name, "the lease was not released; it runs out by itself");
         }
     }
 

@@ -251,10 +251,12 @@ async fn an_operator_killed_at_every_write_reaches_the_same_state_and_writes_not
             .starts_with("system:serviceaccount:backstep-system:");
         let done = event.code().is_some_and(|code| code < 300);
         let dry = event.request_uri.contains("dryRun=");
+        let writes_it = ["create", "update", "patch", "delete"].contains(&event.verb.as_str());
         if let Some(object) = &event.object_ref
             && of_operator
             && done
             && !dry
+            && writes_it
             && object.namespace == NAMESPACE
             && object.resource == "configmaps"
         {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -101,7 +101,11 @@ pub(super) struct Running {
 
 /// Who waits for which namespace, first come first served within a priority.
 #[derive(Default)]
-pub(super) struct Queue(Mutex<BTreeMap<String, Vec<Waiting>>>);
+pub(super) struct Queue {
+    lines: Mutex<BTreeMap<String, Vec<Waiting>>>,
+    /// By UID of the namespace: what was last seen of a Lease that somebody else holds.
+    leases: Mutex<BTreeMap<String, (String, Instant)>>,
+}
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Waiting {
@@ -112,9 +116,22 @@ struct Waiting {
 }
 
 impl Queue {
+    fn seen(&self, namespace_uid: &str) -> Option<(String, Instant)> {
+        let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        leases.get(namespace_uid).cloned()
+    }
+
+    fn saw(&self, namespace_uid: &str, seen: Option<(String, Instant)>) {
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen {
+            Some(seen) => drop(leases.insert(namespace_uid.to_owned(), seen)),
+            None => drop(leases.remove(namespace_uid)),
+        }
+    }
+
     /// Queues the request; returns the name of the one before it, if any.
     fn enter(&self, request: &RollbackRequest) -> Option<String> {
-        let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let line = queue.entry(request.namespace().unwrap_or_default()).or_default();
         let uid = request.uid().unwrap_or_default();
         if !line.iter().any(|one| one.uid == uid) {
@@ -135,7 +152,7 @@ impl Queue {
 
     /// Takes the request out.
     pub(super) fn leave(&self, request: &RollbackRequest) {
-        let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let namespace = request.namespace().unwrap_or_default();
         let uid = request.uid().unwrap_or_default();
         if let Some(line) = queue.get_mut(&namespace) {
@@ -156,6 +173,15 @@ pub(super) async fn execute(planner: &Planner, request: Arc<RollbackRequest>, ru
         );
     }
     let ran = with_lease(planner, &request, running).await;
+    if let Ran::Held { reason, message, .. } = &ran {
+        tracing::info!(
+            namespace = request.namespace(),
+            name = request.name_any(),
+            reason,
+            message,
+            "held at the gate"
+        );
+    }
     planner.queue.leave(&request);
     ran
 }
@@ -174,7 +200,7 @@ async fn with_lease(planner: &Planner, request: &Arc<RollbackRequest>, running: 
         }
         Err(error) => return Ran::held(reasons::API_UNAVAILABLE, error.to_string()),
     };
-    let mut lease = Election::new(
+    let lease = Election::new(
         context.client.clone(),
         LeaseOptions {
             namespace: context.options.namespace.clone(),
@@ -190,9 +216,11 @@ async fn with_lease(planner: &Planner, request: &Arc<RollbackRequest>, running: 
             renew_every: RENEW,
         },
     );
+    let mut lease = lease.having_seen(planner.queue.seen(&namespace_uid));
     match lease.attempt().await {
-        Ok(None) => {}
+        Ok(None) => planner.queue.saw(&namespace_uid, None),
         Ok(Some(holder)) => {
+            planner.queue.saw(&namespace_uid, lease.seen());
             let message = format!("rollbackrequest {holder} holds the namespace; this one is next");
             return Ran::held(reasons::QUEUED, message);
         }

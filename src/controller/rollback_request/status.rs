@@ -294,7 +294,9 @@ fn awaiting(next: &mut Next, request: &RollbackRequest, written: &Written, appro
 fn executing(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &Seen) {
     match (step, seen.ran.as_deref()) {
         (Step::Execute, _) => {
-            if super::is_before_execution(next.status.phase.unwrap_or_default()) {
+            // A gate that is tried again says what it waits for until it opens.
+            let first = !conditions::is_true(&next.status.conditions, conditions::APPROVED);
+            if first && super::is_before_execution(next.status.phase.unwrap_or_default()) {
                 let message = "approved; the gate is passed and the namespace taken";
                 next.approved(request, true, reasons::APPROVED, "every stage has approved");
                 next.stand(request, Stand::Working, reasons::EXECUTING, message);
