@@ -19,7 +19,7 @@ CARGO_DENY := $(CARGO_DENY_ROOT)/bin/cargo-deny
 help: ## List what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: testbed ## Take, compare and verify snapshots on a real control plane that is gone afterwards (BACKSTEP_DEMO_CONTEXT=… uses yours)
+demo: testbed ## Roll a bad release back, under approval, on a real control plane that is gone afterwards (BACKSTEP_DEMO_CONTEXT=… uses yours)
 	@BIN="$(BIN)" demo/run.sh
 
 test: rust go ## Run every test, against real Kubernetes components where it takes them
