@@ -275,8 +275,10 @@ async fn contents(installed: &Installed, namespace: &str) -> Result<BTreeMap<Str
             {
                 annotations.remove("kubectl.kubernetes.io/restartedAt");
             }
-            if spec.pointer("/template/metadata/annotations") == Some(&json!({})) {
-                spec["template"]["metadata"]["annotations"] = Value::Null;
+            if spec.pointer("/template/metadata/annotations") == Some(&json!({}))
+                && let Some(metadata) = spec.pointer_mut("/template/metadata").and_then(Value::as_object_mut)
+            {
+                metadata.remove("annotations");
             }
             let kept = json!({"labels": object["metadata"]["labels"], "data": object["data"], "spec": spec});
             found.insert(name, kept);
