@@ -21,7 +21,16 @@ async fn kubectl(installed: &Installed, arguments: &[&str]) -> Result<String> {
 }
 
 async fn get(installed: &Installed, namespace: &str, kind: &str, name: &str) -> Result<Value> {
-    let arguments = ["get", kind, name, "-n", namespace, "-o", "json"];
+    let arguments = [
+        "get",
+        kind,
+        name,
+        "-n",
+        namespace,
+        "-o",
+        "json",
+        "--show-managed-fields",
+    ];
     installed
         .cluster
         .kubectl(&User::admin(), &arguments, None)
