@@ -1,6 +1,6 @@
 //! Rollbacks from the request to the end: what is reached, in which order, what is left alone, and the way back.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use backstep::api::{RollbackRequestStatus, Snapshot, rollback_request::RollbackPhase};
@@ -21,7 +21,16 @@ async fn kubectl(installed: &Installed, arguments: &[&str]) -> Result<String> {
 }
 
 async fn get(installed: &Installed, namespace: &str, kind: &str, name: &str) -> Result<Value> {
-    let arguments = ["get", kind, name, "-n", namespace, "-o", "json"];
+    let arguments = [
+        "get",
+        kind,
+        name,
+        "-n",
+        namespace,
+        "-o",
+        "json",
+        "--show-managed-fields",
+    ];
     installed
         .cluster
         .kubectl(&User::admin(), &arguments, None)
@@ -275,8 +284,10 @@ async fn contents(installed: &Installed, namespace: &str) -> Result<BTreeMap<Str
             {
                 annotations.remove("kubectl.kubernetes.io/restartedAt");
             }
-            if spec.pointer("/template/metadata/annotations") == Some(&json!({})) {
-                spec["template"]["metadata"]["annotations"] = Value::Null;
+            if spec.pointer("/template/metadata/annotations") == Some(&json!({}))
+                && let Some(metadata) = spec.pointer_mut("/template/metadata").and_then(Value::as_object_mut)
+            {
+                metadata.remove("annotations");
             }
             let kept = json!({"labels": object["metadata"]["labels"], "data": object["data"], "spec": spec});
             found.insert(name, kept);
@@ -436,7 +447,6 @@ async fn what_ran_runs_again_although_its_tag_has_moved() -> Result<()> {
         rolled_out(&installed, namespace, "web").await?;
         let moved = format!("sha256:{}", "ab".repeat(32));
         installed.cluster.move_tag("registry.example/web:1", &moved)?;
-        // The Pods of the first ReplicaSet must be gone, or its old image would be found again.
         let images = if namespace == "pinned" { "Auto" } else { "AsCaptured" };
         go(
             &installed,
@@ -537,7 +547,6 @@ async fn an_operator_that_is_killed_while_it_waits_goes_on_and_repeats_no_write(
     let safety = api.list(&kube::api::ListParams::default()).await?;
     let safety: Vec<_> = safety.iter().filter(|snapshot| snapshot.spec.is_safety()).collect();
     ensure!(safety.len() == 1, "{} safety snapshots", safety.len());
-    let _ = (PATIENCE, Duration::ZERO);
     wait_until(PATIENCE, "the Lease of the target to be let go", async || {
         let leases = kubectl(&installed, &["get", "leases", "-n", "backstep-system", "-o", "json"]).await?;
         let leases: Value = serde_json::from_str(&leases)?;

@@ -30,7 +30,7 @@ use crate::{
     domain::{
         approval::ExecutionPermit,
         object::{Digest, ObjectId},
-        plan::{Action, Bound, Plan, digest::BoundItem},
+        plan::{Action, Bound, Item, LiveState, Plan, digest::BoundItem},
         verify::excepted,
     },
 };
@@ -147,6 +147,8 @@ impl From<Failure> for Stop {
 /// What was done before this process took the execution over.
 struct Before {
     /// Objects that were brought to their target.
+    done: BTreeSet<ObjectId>,
+    /// These, and objects whose write was cut short.
     wrote: BTreeSet<ObjectId>,
     /// The way back was under way.
     undoing: bool,
@@ -157,13 +159,16 @@ struct Before {
 impl Before {
     fn of(request: &RollbackRequest, plan: &Plan<Bound>, approved: &[BoundItem], kept: &[ObjectId]) -> Self {
         let left: BTreeSet<&ObjectId> = plan.writes().map(|item| &item.id).collect();
-        let wrote: BTreeSet<ObjectId> = approved
+        let done: BTreeSet<ObjectId> = approved
             .iter()
             .filter(|item| item.action != Action::Restart(Vec::new()).name())
             .map(|item| &item.object)
             .filter(|id| !left.contains(id) && !kept.contains(id))
             .cloned()
             .collect();
+        let cut_short = |item: &&Item| item.live.as_ref().is_some_and(LiveState::is_unfinished);
+        let unfinished = plan.writes().filter(cut_short).map(|item| item.id.clone());
+        let wrote = done.iter().cloned().chain(unfinished).collect::<BTreeSet<_>>();
         let steps = request
             .status
             .as_ref()
@@ -172,6 +177,7 @@ impl Before {
         Self {
             undoing: steps.iter().any(|step| step.name == steps::UNDO),
             begun: !wrote.is_empty() || steps.iter().any(|step| steps::is_after_safety(step)),
+            done,
             wrote,
         }
     }
@@ -197,7 +203,7 @@ pub(super) async fn run(execution: &Execution, made: Made, permit: ExecutionPerm
         name = request.name_any(),
         execution = id,
         items = approved.len(),
-        done = before.wrote.len(),
+        done = before.done.len(),
         undoing = before.undoing,
         "executing"
     );
@@ -275,7 +281,7 @@ async fn forward(work: &Work<'_>, plan: &Plan<Bound>, approved: &[BoundItem], be
     let report = &work.execution.report;
     let steps = Steps::of(plan, approved, work.request());
     report.expect(&steps.names(), approved.len());
-    for id in &before.wrote {
+    for id in &before.done {
         report.item_done();
         work.was_written(id);
     }
