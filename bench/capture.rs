@@ -203,11 +203,19 @@ pub async fn delete_all(client: &Client) -> Result<()> {
 }
 
 /// Kinds that tell the operator about the cluster, and are not content of a namespace.
-const ABOUT_THE_CLUSTER: [&str; 2] = ["customresourcedefinitions", "namespaces"];
+const ABOUT_THE_CLUSTER: [&str; 1] = ["namespaces"];
 
-/// Whether `request` reads what is no object of Backstep itself.
+/// Groups that the operator reads whatever is captured: its own kinds, its Lease, and what the guard watches.
+const NOT_CAPTURED: [&str; 4] = [
+    OWN_GROUP,
+    "coordination.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+];
+
+/// Whether `request` is part of a capture.
 fn of_others(request: &ApiRequest) -> bool {
-    !request.resource.is_empty() && request.group != OWN_GROUP && request.group != "coordination.k8s.io"
+    !request.resource.is_empty() && !NOT_CAPTURED.contains(&request.group.as_str())
 }
 
 /// LIST requests, of whatever but Backstep's own kinds.

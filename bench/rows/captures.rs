@@ -212,7 +212,8 @@ impl Comparison<'_> {
         (base_name, base): (&str, &[Took]),
         goals: impl Fn(Row) -> Row,
     ) {
-        let figures: [(&str, fn(&Took) -> f64); 3] = [
+        type Figure = (&'static str, fn(&Took) -> f64);
+        let figures: [Figure; 3] = [
             (TO_READY, |took| took.wall),
             (PASS, |took| took.pass),
             (CPU, |took| took.cpu),

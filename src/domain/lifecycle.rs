@@ -15,6 +15,10 @@ pub const CAPTURE_DEADLINE: Duration = Duration::from_secs(15 * 60);
 
 /// What is known of a Snapshot and its surroundings.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "four things that are so or not, and none rules another out"
+)]
 pub struct Facts<'a> {
     /// Its spec.
     pub spec: &'a SnapshotSpec,

@@ -152,6 +152,7 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Registers every metric under the prefix `backstep_`.
+    #[allow(clippy::too_many_lines, reason = "one registration a metric")]
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("backstep");
         let metrics = Metrics {

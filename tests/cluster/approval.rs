@@ -451,7 +451,7 @@ async fn break_glass_is_reviewed_policies_approve_by_themselves_and_limits_hold(
     );
     court
         .until(&escalated.name_any(), "escalated", |now| {
-            condition(now, "Approved").2.contains("escalated")
+            condition(now, "Approved").2.contains("(escalated: ")
         })
         .await?;
     court

@@ -317,7 +317,7 @@ async fn values_that_cannot_work_are_refused_with_a_reason() -> Result<()> {
         ("concurrency.captures=0", "captures"),
         ("guard.settle=soon", "settle"),
         ("guard.foreignMutators=Maybe", "foreignMutators"),
-        ("historyLimit=100", "historyLimit"),
+        ("historyLimit=0", "historyLimit"),
         ("replicas=-1", "replicas"),
     ] {
         let ran = template(values).await?.failure()?;

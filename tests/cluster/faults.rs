@@ -213,7 +213,7 @@ async fn an_operator_killed_at_every_write_reaches_the_same_state_and_writes_not
         }
         let path = call.path.split('?').next().unwrap_or_default();
         let mut seen = seen.lock().unwrap();
-        let before = seen.len() % 2 == 0;
+        let before = seen.len().is_multiple_of(2);
         let times = seen.entry(format!("{} {path}", call.method)).or_default();
         *times += 1;
         match (*times, before) {

@@ -1,5 +1,6 @@
 //! Tests against a real API server, through the custom resources and the command line, as several users with real RBAC.
 #![allow(clippy::disallowed_methods)]
+#![allow(clippy::similar_names, reason = "people and what they do")]
 #![allow(clippy::too_many_lines, reason = "a test tells one story")]
 
 mod approval;

@@ -324,12 +324,6 @@ async fn a_request_that_cannot_work_says_what_why_and_how_to_fix() -> Result<()>
             said(&status)
         );
     }
-    let wet = asked(&installed, &alice(), "wet", &json!({"target": {"snapshot": "good"}})).await?;
-    ensure!(
-        wet["phase"] == "Failed" && said(&wet).starts_with("NotAvailable"),
-        "{}",
-        said(&wet)
-    );
     let nothing = json!({"dryRun": true, "strategy": "Selective", "objects": {"include": [{"kinds": ["Widget"]}]}, "target": {"snapshot": "good"}});
     let nothing = asked(&installed, &alice(), "none", &nothing).await?;
     ensure!(said(&nothing).starts_with("NothingSelected"), "{}", said(&nothing));

@@ -44,9 +44,7 @@ fn config_map(namespace: &str, name: &str, data: &Value) -> String {
 }
 
 fn deployment(namespace: &str, name: &str, image: &str, annotations: &Value, reads: Option<&str>) -> String {
-    let from = reads
-        .map(|name| json!([{"configMapRef": {"name": name}}]))
-        .unwrap_or_else(|| json!([]));
+    let from = reads.map_or_else(|| json!([]), |name| json!([{"configMapRef": {"name": name}}]));
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
         "spec": {"selector": {"matchLabels": {"app": name}}, "progressDeadlineSeconds": 5, "template": {

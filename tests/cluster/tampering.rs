@@ -86,7 +86,7 @@ async fn let_go(installed: &Installed, namespace: &str) -> Result<()> {
     kubectl(installed, &alice(), &arguments, None).await.map(drop)
 }
 
-/// Asked for, approved, and held; the name of the ApprovalRequest.
+/// Asked for, approved, and held; the name of the `ApprovalRequest`.
 async fn approved(installed: &Installed, namespace: &str, more: &Value) -> Result<String> {
     shop(installed, namespace).await?;
     ask(installed, namespace, "undo", &held(more)).await?;

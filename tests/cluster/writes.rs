@@ -35,7 +35,7 @@ const KINDS: &[(&str, &str, &str, &str)] = &[
     ("apps", "v1", "deployments", "Deployment"),
     ("example.org", "v1", "widgets", "Widget"),
 ];
-const WIDGETS: &str = r#"
+const WIDGETS: &str = r"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: widgets.example.org}
@@ -62,7 +62,7 @@ spec:
                   x-kubernetes-list-map-keys: [name]
                   items: {type: object, required: [name], properties: {name: {type: string}, color: {type: string}}}
             status: {type: object, x-kubernetes-preserve-unknown-fields: true}
-"#;
+";
 
 /// A cluster with a namespace, and what there is in it.
 struct Shop {
@@ -99,7 +99,7 @@ fn place(id: &ObjectId) -> Place {
     let (group, version, plural, _) = KINDS
         .iter()
         .find(|(group, _, _, kind)| *group == id.group && *kind == id.kind)
-        .unwrap();
+        .expect("a kind of the table");
     Place {
         group: (*group).into(),
         version: (*version).into(),
@@ -415,7 +415,7 @@ async fn former_owners_apply_again_without_a_conflict_and_without_a_difference()
     shop.given(&team_a, Some(&other_half(1))).await?;
     shop.given(&team_b, Some(&half(1))).await?;
     // A workload that something else scales, and one that was made by hand.
-    shop.given(&WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
+    shop.given(WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
         .await?;
     shop.given(&["scale", "deployment/scaled", "--replicas=2"], None)
         .await?;
@@ -504,7 +504,7 @@ async fn former_owners_apply_again_without_a_conflict_and_without_a_difference()
     }
     shop.given(&team_a, Some(&other_half(1))).await?;
     shop.given(&team_b, Some(&half(1))).await?;
-    shop.given(&WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
+    shop.given(WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
         .await?;
     let again = shop.read().await?;
     for (id, now) in &again {

@@ -174,7 +174,7 @@ pub async fn ask(
                     &found,
                     "it was created without a guard epoch; it is asked for again",
                 )
-                .await?
+                .await?;
             }
             _ => {}
         }

@@ -105,7 +105,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
     if rollback::is_final(phase) {
         return Ok(Action::await_change());
     }
-    let planned = planner.plans.progress(&uid);
+    let plan = planner.plans.progress(&uid);
     let executed = planner.executions.progress(&uid);
     let guard_missing = planner.context.guard.missing();
     let (approval, objection) = approval_of(&request, &planner.context).await?;
@@ -117,13 +117,13 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
         dry_run: request.spec.dry_run,
         overdue: overdue(&request),
         guard_missing: &guard_missing,
-        plan: plan_fact(&planned),
+        plan: plan_fact(&plan),
         approval,
         execution: execution_fact(&executed),
     };
     let step = rollback::next(&facts);
     let mut seen = status::Seen {
-        planned: taken(&planned),
+        planned: taken(&plan),
         approval: match approval {
             ApprovalFact::Is(phase) => Some(phase),
             ApprovalFact::None | ApprovalFact::Gone => None,
@@ -259,7 +259,7 @@ impl Planner {
             if prove {
                 run::prove(&planner, job, running).await
             } else {
-                run::execute(&planner, job, running).await
+                Box::pin(run::execute(&planner, job, running)).await
             }
         });
     }

@@ -98,8 +98,8 @@ impl Made {
             drifted,
             ..self.facts.clone()
         };
-        let drafted = draft(&self.sides, &self.options, &facts)?;
-        Ok(drafted.bind(self.binding.clone(), &self.sides.key))
+        let plan = draft(&self.sides, &self.options, &facts)?;
+        Ok(plan.bind(self.binding.clone(), &self.sides.key))
     }
 }
 

@@ -172,7 +172,7 @@ pub(super) async fn execute(planner: &Planner, request: Arc<RollbackRequest>, ru
             format!("rollbackrequest {before} goes first in this namespace"),
         );
     }
-    let ran = with_lease(planner, &request, running).await;
+    let ran = Box::pin(with_lease(planner, &request, running)).await;
     if let Ran::Held { reason, message, .. } = &ran {
         tracing::info!(
             namespace = request.namespace(),
@@ -270,7 +270,7 @@ fn execution(
     resolved: ResolvedSnapshot,
     started: Timestamp,
 ) -> Execution {
-    let allowed = duration::parse(&timeouts(request).execution).unwrap_or(Duration::from_mins(30));
+    let allowed = duration::parse(&timeouts(request).execution).unwrap_or(Duration::from_secs(30 * 60));
     // After a crash only what is left of the time is left.
     let spent = Duration::try_from(clock::now().duration_since(started)).unwrap_or_default();
     Execution {
@@ -409,7 +409,7 @@ fn refused(request: &RollbackRequest, refusal: &Refusal) -> Ran {
             again: until
                 .and_then(|time| Duration::try_from(time.duration_since(clock::now())).ok())
                 .unwrap_or(AGAIN)
-                .clamp(Duration::from_millis(200), Duration::from_mins(10)),
+                .clamp(Duration::from_millis(200), Duration::from_secs(10 * 60)),
         },
         Consequence::Supersede => match (request.spec.conflict, refusal) {
             (Conflict::FailOnDrift, Refusal::PlanChanged(objects)) if !objects.is_empty() => Ran::ended(
@@ -473,7 +473,7 @@ pub(super) async fn prove(planner: &Planner, request: Arc<RollbackRequest>, runn
         resolved,
         started: clock::now(),
         deadline: tokio::time::Instant::now()
-            + duration::parse(&timeouts(&request).execution).unwrap_or(Duration::from_mins(30)),
+            + duration::parse(&timeouts(&request).execution).unwrap_or(Duration::from_secs(30 * 60)),
         report: running.report,
         cancel: running.cancel,
     };

@@ -228,7 +228,7 @@ fn planning(next: &mut Next, request: &RollbackRequest, step: &Step, planned: Op
 /// From the plan to a decision.
 fn asking(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &Seen) {
     if *step == Step::Await {
-        next.requeue = Action::requeue(Duration::from_mins(5));
+        next.requeue = Action::requeue(Duration::from_secs(5 * 60));
         return;
     }
     if *step == Step::Again {
@@ -316,7 +316,7 @@ fn executing(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &See
             }
         }
         (Step::Recheck, Some(Ran::Held { reason, message, again })) => {
-            let again = (*again).min(Duration::from_mins(10));
+            let again = (*again).min(Duration::from_secs(10 * 60));
             next.wait(request, reason, message, again);
         }
         (Step::Conclude, Some(Ran::Ended(outcome))) => conclude(next, request, outcome, seen.report.as_ref()),

@@ -152,7 +152,6 @@ pub fn applies(live: State<'_>, wanted: State<'_>) -> bool {
     match (live.value, wanted.value) {
         (None, None) => true,
         (now, then) if now == then => true,
-        (None, Some(_)) => wanted.owned.is_some(),
         (Some(_), None) => live.owned.is_some(),
         (Some(Value::Object(now)), Some(Value::Object(then))) => {
             let whole = wanted.owned.is_some_and(Map::is_empty) && !then.is_empty();
@@ -182,7 +181,7 @@ pub fn applies(live: State<'_>, wanted: State<'_>) -> bool {
                     .iter()
                     .all(|segment| applies(live.item(segment), wanted.item(segment)))
         }
-        (Some(_), Some(_)) => wanted.owned.is_some(),
+        (None | Some(_), Some(_)) => wanted.owned.is_some(),
     }
 }
 

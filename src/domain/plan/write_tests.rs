@@ -32,6 +32,7 @@ fn data(keys: &[&str]) -> Value {
     json!({ "f:data": set })
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "a test writes both in place")]
 fn config(owners: Value, body: Value) -> World {
     let mut world = World::default();
     world.put(&id("", "ConfigMap", "cfg"), json!({ "data": body }));

@@ -139,7 +139,7 @@ impl Work<'_> {
                 .await
                 .is_err()
             {
-                return Err(self.late(&item.id, &why));
+                return Err(Self::late(&item.id, &why));
             }
         }
     }
@@ -164,7 +164,7 @@ impl Work<'_> {
                 Ok(Ok(()))
             }
             Ok(Err(error)) => Ok(Err(error)),
-            Err(_) => Err(self.late(&item.id, "the API server did not answer")),
+            Err(_) => Err(Self::late(&item.id, "the API server did not answer")),
         }
     }
 
@@ -215,7 +215,7 @@ impl Work<'_> {
         loop {
             let read = tokio::time::timeout_at(self.deadline, list::get_object(client, &uri, &what)).await;
             let error = match read {
-                Err(_) => return Err(self.late(id, "the API server did not answer")),
+                Err(_) => return Err(Self::late(id, "the API server did not answer")),
                 Ok(Ok(bytes)) => {
                     return serde_json::from_slice(&bytes)
                         .map(Some)
@@ -232,7 +232,7 @@ impl Work<'_> {
                 .await
                 .is_err()
             {
-                return Err(self.late(id, &error.to_string()));
+                return Err(Self::late(id, &error.to_string()));
             }
         }
     }
@@ -249,7 +249,7 @@ impl Work<'_> {
         })
     }
 
-    fn late(&self, id: &ObjectId, last: &str) -> ItemFailure {
+    fn late(id: &ObjectId, last: &str) -> ItemFailure {
         failure(
             id,
             reasons::DEADLINE_EXCEEDED,

@@ -176,7 +176,7 @@ impl Before {
             .unwrap_or_default();
         Self {
             undoing: steps.iter().any(|step| step.name == steps::UNDO),
-            begun: !wrote.is_empty() || steps.iter().any(|step| steps::is_after_safety(step)),
+            begun: !wrote.is_empty() || steps.iter().any(steps::is_after_safety),
             done,
             wrote,
         }

@@ -31,6 +31,7 @@ pub(super) struct Group<'a> {
 }
 
 /// What there is to do.
+#[allow(clippy::struct_excessive_bools, reason = "each is one step that may be left out")]
 pub(super) struct Steps<'a> {
     /// Writes, in order.
     pub groups: Vec<Group<'a>>,

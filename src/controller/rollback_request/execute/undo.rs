@@ -48,7 +48,7 @@ impl Work<'_> {
         approved: &[BoundItem],
         execution: &str,
     ) -> Result<(), Stop> {
-        let allowed = duration::parse(&run::timeouts(self.request()).execution).unwrap_or(Duration::from_mins(30));
+        let allowed = duration::parse(&run::timeouts(self.request()).execution).unwrap_or(Duration::from_secs(30 * 60));
         let deadline = Instant::now() + allowed;
         let report = &self.execution.report;
         report.begin(steps::UNDO);
