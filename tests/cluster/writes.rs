@@ -35,7 +35,7 @@ const KINDS: &[(&str, &str, &str, &str)] = &[
     ("apps", "v1", "deployments", "Deployment"),
     ("example.org", "v1", "widgets", "Widget"),
 ];
-const WIDGETS: &str = r#"
+const WIDGETS: &str = r"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: widgets.example.org}
@@ -62,7 +62,7 @@ spec:
                   x-kubernetes-list-map-keys: [name]
                   items: {type: object, required: [name], properties: {name: {type: string}, color: {type: string}}}
             status: {type: object, x-kubernetes-preserve-unknown-fields: true}
-"#;
+";
 
 /// A cluster with a namespace, and what there is in it.
 struct Shop {
@@ -95,18 +95,18 @@ fn version_of(object: &Value) -> &str {
     object["metadata"]["resourceVersion"].as_str().unwrap_or_default()
 }
 
-fn place(id: &ObjectId) -> Place {
+fn place(id: &ObjectId) -> Result<Place> {
     let (group, version, plural, _) = KINDS
         .iter()
         .find(|(group, _, _, kind)| *group == id.group && *kind == id.kind)
-        .unwrap();
-    Place {
+        .with_context(|| format!("{id} is of no kind of these tests"))?;
+    Ok(Place {
         group: (*group).into(),
         version: (*version).into(),
         plural: (*plural).into(),
         namespace: Some(NAMESPACE.into()),
         name: id.name.clone(),
-    }
+    })
 }
 
 impl Shop {
@@ -220,7 +220,7 @@ impl Shop {
 
     async fn write(&self, item: &Item) -> Result<Result<Written, WriteError>> {
         let made = made(item)?;
-        Ok(perform(&self.client, &place(&item.id), &made, false).await)
+        Ok(perform(&self.client, &place(&item.id)?, &made, false).await)
     }
 
     /// Everything back to `then`; what was done to each object.
@@ -415,7 +415,7 @@ async fn former_owners_apply_again_without_a_conflict_and_without_a_difference()
     shop.given(&team_a, Some(&other_half(1))).await?;
     shop.given(&team_b, Some(&half(1))).await?;
     // A workload that something else scales, and one that was made by hand.
-    shop.given(&WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
+    shop.given(WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
         .await?;
     shop.given(&["scale", "deployment/scaled", "--replicas=2"], None)
         .await?;
@@ -504,7 +504,7 @@ async fn former_owners_apply_again_without_a_conflict_and_without_a_difference()
     }
     shop.given(&team_a, Some(&other_half(1))).await?;
     shop.given(&team_b, Some(&half(1))).await?;
-    shop.given(&WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
+    shop.given(WAYS[0].1, Some(&manifest("scaled", 1).replace("  replicas: 1\n", "")))
         .await?;
     let again = shop.read().await?;
     for (id, now) in &again {
@@ -729,7 +729,7 @@ async fn an_object_whose_status_alone_moved_is_written_and_an_interrupted_one_is
         let id = &item.id;
         let interrupted = id.kind == "Deployment" && calls.len() == 2;
         let part = if interrupted { &calls[..1] } else { &calls[..] };
-        perform(&shop.client, &place(id), part, false)
+        perform(&shop.client, &place(id)?, part, false)
             .await
             .with_context(|| id.to_string())?;
         if interrupted {
@@ -776,11 +776,11 @@ async fn a_restart_is_what_kubectl_does_and_survives_the_owners_next_apply() -> 
             ),
         }]
     };
-    let stale = perform(&shop.client, &place(&ours.id), &call("another"), false).await;
+    let stale = perform(&shop.client, &place(&ours.id)?, &call("another"), false).await;
     ensure!(matches!(stale, Err(WriteError::Drift(_))), "{stale:?}");
     let uid = ours.raw["metadata"]["uid"].as_str().context("uid")?;
-    let first = perform(&shop.client, &place(&ours.id), &call(uid), false).await?;
-    let second = perform(&shop.client, &place(&ours.id), &call(uid), false).await?;
+    let first = perform(&shop.client, &place(&ours.id)?, &call(uid), false).await?;
+    let second = perform(&shop.client, &place(&ours.id)?, &call(uid), false).await?;
     ensure!(
         first.resource_version == second.resource_version,
         "a repeated restart wrote"
@@ -815,7 +815,7 @@ async fn a_dry_run_says_what_the_server_says_and_writes_nothing() -> Result<()> 
     shop.given(&["create", "configmap", "new"], None).await?;
     let before = shop.read().await?;
     for item in Shop::plan(&before, &then)?.writes() {
-        let written = perform(&shop.client, &place(&item.id), &made(item)?, true).await?;
+        let written = perform(&shop.client, &place(&item.id)?, &made(item)?, true).await?;
         ensure!(item.action == Action::Delete || written.object.0["metadata"]["name"] == item.id.name.as_str());
     }
     let after = shop.read().await?;

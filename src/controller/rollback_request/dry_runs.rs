@@ -262,7 +262,7 @@ async fn dry_runs(context: &Context, preflight: Preflight, writes: Vec<Write<'_>
             (_, Err(refusal)) => failed.push(format!("{}: {refusal}", write.item.id)),
             (None, Ok(_)) => later.push(format!("{} (its definition comes back with it)", write.item.id)),
             (Some(place), Ok(calls)) if looked_at.by_somebody(&place) => {
-                tried.push((write.item.id.clone(), place, calls))
+                tried.push((write.item.id.clone(), place, calls));
             }
             // This server took it before, and nobody but the server looks at it.
             (Some(_), Ok(_)) => {}

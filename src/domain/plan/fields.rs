@@ -149,9 +149,11 @@ impl<'a> State<'a> {
 /// Whether an apply of what the manager owns in `wanted` leads from `live` to `wanted`: everything that changes or comes is owned
 /// there, everything that goes is owned now. Fields of a new part that nobody owns are defaults, which the server sets again.
 pub fn applies(live: State<'_>, wanted: State<'_>) -> bool {
+    if live.value == wanted.value {
+        return true;
+    }
     match (live.value, wanted.value) {
         (None, None) => true,
-        (now, then) if now == then => true,
         (None, Some(_)) => wanted.owned.is_some(),
         (Some(_), None) => live.owned.is_some(),
         (Some(Value::Object(now)), Some(Value::Object(then))) => {

@@ -32,7 +32,7 @@ fn data(keys: &[&str]) -> Value {
     json!({ "f:data": set })
 }
 
-fn config(owners: Value, body: Value) -> World {
+fn config(owners: Value, body: &Value) -> World {
     let mut world = World::default();
     world.put(&id("", "ConfigMap", "cfg"), json!({ "data": body }));
     world.set(&id("", "ConfigMap", "cfg"), &["metadata", "managedFields"], owners);
@@ -45,7 +45,7 @@ fn back(now: &World, then: &World) -> Vec<Call> {
 
 #[test]
 fn the_only_applier_applies_again_what_it_owned_and_no_more() {
-    let then = config(json!([entry("helm", "Apply", data(&["a"]))]), json!({"a": "1"}));
+    let then = config(json!([entry("helm", "Apply", data(&["a"]))]), &json!({"a": "1"}));
     let mut now = then.clone();
     let cfg = id("", "ConfigMap", "cfg");
     now.set(&cfg, &["data"], json!({"a": "2", "b": "x"}));
@@ -84,7 +84,7 @@ fn the_only_applier_applies_again_what_it_owned_and_no_more() {
 
 #[test]
 fn what_somebody_else_added_is_removed_by_a_replacement_and_the_owners_come_back() {
-    let then = config(json!([entry("helm", "Apply", data(&["a"]))]), json!({"a": "1"}));
+    let then = config(json!([entry("helm", "Apply", data(&["a"]))]), &json!({"a": "1"}));
     let mut now = then.clone();
     let cfg = id("", "ConfigMap", "cfg");
     now.set(&cfg, &["data"], json!({"a": "1", "b": "x"}));
@@ -119,7 +119,7 @@ fn what_somebody_else_added_is_removed_by_a_replacement_and_the_owners_come_back
 fn one_updater_writes_under_its_own_name_and_two_get_their_fields_back() {
     let one = config(
         json!([entry("kubectl-create", "Update", data(&["a"]))]),
-        json!({"a": "1"}),
+        &json!({"a": "1"}),
     );
     let mut now = one.clone();
     now.set(&id("", "ConfigMap", "cfg"), &["data"], json!({"a": "2"}));
@@ -130,7 +130,7 @@ fn one_updater_writes_under_its_own_name_and_two_get_their_fields_back() {
             entry("kubectl-create", "Update", data(&["a"])),
             entry("kubectl-edit", "Update", json!({"f:data": {"f:b": {}}}))
         ]),
-        json!({"a": "1", "b": "1"}),
+        &json!({"a": "1", "b": "1"}),
     );
     let calls = back(&World::default(), &two);
     assert!(
@@ -146,7 +146,7 @@ fn an_interrupted_write_is_an_update_although_nothing_differs() {
             entry("helm", "Apply", data(&["a"])),
             entry("kubectl", "Update", json!({"f:data": {"f:b": {}}}))
         ]),
-        json!({"a": "1", "b": "1"}),
+        &json!({"a": "1", "b": "1"}),
     );
     let mut now = then.clone();
     now.set(
