@@ -12,6 +12,7 @@ mod cli_decide;
 mod cli_rollback;
 mod court;
 mod edges;
+mod exact;
 mod faults;
 mod figures;
 mod incremental;

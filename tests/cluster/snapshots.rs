@@ -26,7 +26,7 @@ async fn repository(installed: &Installed) -> Result<Repository> {
 }
 
 /// Content digests of a snapshot, by identity.
-async fn entries(installed: &Installed, snapshot: &Snapshot) -> Result<BTreeMap<ObjectId, String>> {
+pub async fn entries(installed: &Installed, snapshot: &Snapshot) -> Result<BTreeMap<ObjectId, String>> {
     let repository = repository(installed).await?;
     let reader = repository.manifest(&snapshot.uid().context("uid")?).await?;
     let rows: Vec<_> = reader.entries().try_collect().await?;
@@ -61,7 +61,8 @@ fn reason(snapshot: &Snapshot) -> String {
         .unwrap_or_default()
 }
 
-async fn settled_shop(installed: &Installed, namespace: &str) -> Result<()> {
+/// The fixture of every kind in `namespace`, rolled out.
+pub async fn settled_shop(installed: &Installed, namespace: &str) -> Result<()> {
     installed
         .given(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}).to_string())
         .await?;
@@ -107,7 +108,7 @@ async fn settled_shop(installed: &Installed, namespace: &str) -> Result<()> {
 }
 
 /// `kubectl patch` of one field in each kind of the fixture.
-const CHANGES: [(&str, &str, &str); 26] = [
+pub const CHANGES: [(&str, &str, &str); 26] = [
     ("configmap", "web", r#"{"data":{"mode":"v2"}}"#),
     ("secret", "web", r#"{"stringData":{"password":"rotated"}}"#),
     ("service", "web", r#"{"spec":{"sessionAffinity":"ClientIP"}}"#),

@@ -21,6 +21,10 @@ use crate::{
 /// Keeps the record of `request`, which ended with `status`, and lets the oldest finished requests beyond the limit go. What
 /// cannot be kept is said in a log line and an Event; the request itself still holds it.
 pub(super) async fn keep(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) {
+    // A dry run changed nothing: there is nothing to remember, and its plan goes with it.
+    if request.spec.dry_run {
+        return;
+    }
     if let Err(why) = write(context, request, status).await {
         tracing::warn!(namespace = request.namespace(), name = request.name_any(), %why, "the record was not kept");
         let note = format!(
