@@ -858,7 +858,7 @@ async fn what_counts_as_immutable_is_what_the_server_refuses_to_change() -> Resu
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}]}},
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "x"}, "spec": {"storageClassName": "a",
             "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}},
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"automountServiceAccountToken": false, "containers": [{"name": "a", "image": "a:1"}]}},
         {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "x"}, "spec": {"hard": {"pods": "5"}, "scopes": ["BestEffort"]}},
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}, "spec": {"selector": selector, "template": template}},
         {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "x"}, "spec": {"selector": selector, "template": template}},
@@ -920,6 +920,8 @@ async fn what_counts_as_immutable_is_what_the_server_refuses_to_change() -> Resu
         ("Pod", "x", pod("image", json!("a:2")), false),
         ("Pod", "x", pod("command", json!(["x"])), true),
         ("Pod", "x", json!({"spec": {"hostNetwork": true}}), true),
+        ("Pod", "x", json!({"spec": {"terminationGracePeriodSeconds": 7}}), true),
+        ("Pod", "x", json!({"spec": {"activeDeadlineSeconds": 7}}), false),
         (
             "ResourceQuota",
             "x",

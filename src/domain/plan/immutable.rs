@@ -150,11 +150,7 @@ fn pod(id: &ObjectId, live: &Value, wanted: &Value) -> Vec<String> {
     workload::set_images(id, &mut same_images, |container| {
         workload::image(id, live, container).map(str::to_owned)
     });
-    differing_but(
-        live,
-        &same_images,
-        &["activeDeadlineSeconds", "terminationGracePeriodSeconds"],
-    )
+    differing_but(live, &same_images, &["activeDeadlineSeconds"])
 }
 
 #[cfg(test)]
