@@ -13,7 +13,7 @@ use crate::{
         reference::RiskLevel,
     },
     cluster::{self, Result, call, clock},
-    controller::context::Context,
+    controller::context::{self, Context},
     domain::{
         approval::{
             Verdict,
@@ -80,16 +80,21 @@ pub async fn facts(context: &Context, request: &RollbackRequest, approval_name: 
         Ok(facts) => facts,
         Err(error) => ApprovalFacts::unknown(&error.to_string()),
     };
-    // After the decisions were listed: an epoch that is equal now was equal when they were made.
-    let guard = context.look_at_guard().await;
-    facts.guard = match guard.epoch {
-        Some(epoch) => Known::Is(Guard {
-            healthy: guard.missing.is_empty(),
-            epoch,
-        }),
-        None => Known::Unknown(guard.missing.join("; ")),
-    };
+    // An approval that could not be read is no reason not to name what is wrong with the guard.
+    if facts.object.is_none() {
+        facts.guard = known_guard(&context.look_at_guard().await);
+    }
     facts
+}
+
+fn known_guard(seen: &context::Guard) -> Known<Guard> {
+    match &seen.epoch {
+        Some(epoch) => Known::Is(Guard {
+            healthy: seen.missing.is_empty(),
+            epoch: epoch.clone(),
+        }),
+        None => Known::Unknown(seen.missing.join("; ")),
+    }
 }
 
 async fn read(
@@ -108,12 +113,13 @@ async fn read(
         gather::decisions(context, &object)
     )?;
     let key = context.key().await?;
-    let (seen, now) = (context.guard.seen(), clock::now());
+    // After the decisions were listed: an epoch that is equal now was equal when they were made.
+    let (seen, now) = (context.look_at_guard().await, clock::now());
     let own = Some(request).filter(|request| request.uid().as_deref() == Some(object.spec.request_ref.uid.as_str()));
     let tally = gather::count(context, &object, own, policy.as_ref(), &seen, &decisions, now).await?;
     let seal_is_ours = gather::is_sealed(&key, &object);
     Ok(ApprovalFacts {
-        guard: Known::Unknown("it was not looked at".to_owned()),
+        guard: known_guard(&seen),
         approval: approval(&object, seal_is_ours),
         hold: hold(policy.as_ref(), request, now),
         policy_digest: Known::Is(gather::digest_of(&object.spec, policy.as_ref())),
