@@ -72,10 +72,6 @@ impl ApprovalFacts {
 /// Reads everything that the gate asks of approval. What cannot be read is [`Known::Unknown`], never an answer.
 pub async fn facts(context: &Context, request: &RollbackRequest, approval_name: &str) -> ApprovalFacts {
     let namespace = request.namespace().unwrap_or_default();
-    // Decisions of an epoch that is not known yet would count for nothing, which is not what they say.
-    if context.guard.seen().epoch.is_none() {
-        context.look_at_guard().await;
-    }
     let mut facts = match read(context, request, &namespace, approval_name).await {
         Ok(facts) => facts,
         Err(error) => ApprovalFacts::unknown(&error.to_string()),
