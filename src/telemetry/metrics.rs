@@ -322,6 +322,12 @@ mod tests {
             .verifications
             .get_or_create(&Verified::of(VerifyOutcome::Passed))
             .inc();
+        metrics.approvals.get_or_create(&Outcome { outcome: "approved" }).inc();
+        let error = ReconcileError {
+            kind: "Snapshot",
+            class: "transient",
+        };
+        metrics.reconcile_errors.get_or_create(&error).inc();
         let served = telemetry.encode();
         let pages = [
             include_str!("../../docs/runbooks/alerts.yaml"),

@@ -231,9 +231,3 @@ fn explore(seeds: Range<u64>) {
 fn no_order_of_the_calls_of_two_processes_loses_contents() {
     explore(0..30);
 }
-
-#[test]
-#[ignore = "takes minutes"]
-fn thousands_of_orders_lose_nothing_either() {
-    explore(1_000..3_000);
-}
