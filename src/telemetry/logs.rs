@@ -13,12 +13,21 @@ pub enum Format {
     Text,
 }
 
+/// The client's own line for each answer of 5xx, before it is known whether the call is tried again; what comes of a call is told by
+/// whoever made it.
+const OF_THE_CLIENT: &str = "kube_client::client::builder";
+
 /// Starts logging; `filter` is a level or a list of `target=level` directives.
 ///
 /// # Errors
 /// The filter cannot be parsed, or logging was started before.
 pub fn start(format: Format, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| {
+    let quieter = if filter.contains(OF_THE_CLIENT) {
+        filter.to_owned()
+    } else {
+        format!("{filter},{OF_THE_CLIENT}=off")
+    };
+    let filter = EnvFilter::try_new(quieter).map_err(|e| {
         anyhow::anyhow!("--log-level `{filter}`: {e}; use error, warn, info, debug, trace or target=level")
     })?;
     let registry = tracing_subscriber::registry().with(filter);
