@@ -205,7 +205,7 @@ fn counted(facts: &Facts<'_>, over: Timestamp) -> Step {
         (_, ApprovalPhase::Approved) if tally.is_unsure() => undetermined(again),
         (Verdict::Approved, ApprovalPhase::Approved) => Step::Stay {
             reason: reasons::APPROVED,
-            message: format!("approved; to be used before {over}"),
+            message: format!("{}; to be used before {over}", approved(facts, tally)),
             again,
         },
         (_, ApprovalPhase::Approved) => {
