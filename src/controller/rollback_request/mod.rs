@@ -257,7 +257,7 @@ impl Planner {
         let (planner, job) = (Arc::clone(self), Arc::clone(request));
         self.executions.start(&uid, namespace, name, async move {
             if prove {
-                run::prove(&planner, job, running).await
+                Box::pin(run::prove(&planner, job, running)).await
             } else {
                 Box::pin(run::execute(&planner, job, running)).await
             }

@@ -247,7 +247,7 @@ struct Asked {
 }
 
 async fn pass(planner: &Planner, request: &Arc<RollbackRequest>, running: Running) -> Ran {
-    match permitted(planner, request, &running).await {
+    match Box::pin(permitted(planner, request, &running)).await {
         Err(ran) => ran,
         Ok((permit, made, started)) => {
             let Some(resolved) = request.status.as_ref().and_then(|s| s.resolved.clone()) else {
@@ -258,7 +258,7 @@ async fn pass(planner: &Planner, request: &Arc<RollbackRequest>, running: Runnin
                 );
             };
             let execution = execution(planner, request, &running, resolved, started);
-            Ran::Ended(execute::run(&execution, made, permit).await)
+            Ran::Ended(Box::pin(execute::run(&execution, made, permit)).await)
         }
     }
 }
@@ -330,7 +330,7 @@ async fn permitted(
         go_on(planner, request, running, asked, plan).await
     } else {
         let plan = gate::narrowed(&asked.made, plan, request.spec.conflict, &asked.approved, asked.digest)?;
-        consume(planner, request, asked, plan).await
+        Box::pin(consume(planner, request, asked, plan)).await
     }
 }
 

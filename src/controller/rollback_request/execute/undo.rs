@@ -53,7 +53,7 @@ impl Work<'_> {
         let report = &self.execution.report;
         report.begin(steps::UNDO);
         self.announced().await;
-        let undone = self.go_back(wrote, approved, execution, deadline).await;
+        let undone = Box::pin(self.go_back(wrote, approved, execution, deadline)).await;
         let state = if undone.is_ok() {
             StepState::Done
         } else {

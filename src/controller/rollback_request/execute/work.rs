@@ -304,11 +304,11 @@ impl<'a> Work<'a> {
         };
         let window = duration::parse(&spec.stabilize).unwrap_or_default();
         self.execution.report.verifying();
-        self.step(steps::VERIFY, async {
+        let proven = Box::pin(async {
             futures::try_join!(self.tests(), self.stays_healthy(window))?;
             Ok(())
-        })
-        .await
+        });
+        self.step(steps::VERIFY, proven).await
     }
 
     async fn tests(&self) -> Result<(), Stop> {
