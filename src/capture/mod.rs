@@ -13,7 +13,10 @@ pub use target::{Captured, Failure, Target, TargetReport};
 
 use async_trait::async_trait;
 
-use crate::domain::object::{Digest, Normalised};
+use crate::{
+    domain::object::{Digest, Normalised},
+    repository::ShortDigest,
+};
 
 /// An object that belongs to a target, as it was read.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ pub struct Known {
     /// Bytes of its normalised content.
     pub size: u32,
     /// Address of what is kept beside it.
-    pub beside: Option<Digest>,
+    pub beside: Option<ShortDigest>,
 }
 
 /// An object that belongs to a target.

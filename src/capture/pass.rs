@@ -238,9 +238,9 @@ async fn namespaces(client: &Client, wanted: impl Iterator<Item = &str> + Clone)
     let mut total = 0;
     let mut pager = Pager::start(client.clone(), collection, true);
     while let Some(page) = pager.next().await? {
-        for raw in page.items()?.items {
+        for raw in page.objects() {
             total += 1;
-            add(&mut found, raw.get().as_bytes())?;
+            add(&mut found, raw)?;
         }
     }
     Ok(Found { found, total })

@@ -242,8 +242,8 @@ impl Reader<'_> {
         already: &Position,
     ) -> Result<(Vec<Item>, Option<(String, String)>), Trouble> {
         let (mut items, mut last) = (Vec::new(), None);
-        for raw in page.items().map_err(Trouble::List)?.items {
-            let value: Value = self.parse(raw.get().as_bytes(), listed)?;
+        for raw in page.objects() {
+            let value: Value = self.parse(raw, listed)?;
             let metadata = &value["metadata"];
             let namespace = metadata["namespace"].as_str().or(listed).unwrap_or_default().to_owned();
             let name = metadata["name"].as_str().unwrap_or_default().to_owned();
@@ -274,8 +274,8 @@ impl Reader<'_> {
         already: &Position,
     ) -> Result<(Vec<Row<'a>>, Option<(String, String)>), Trouble> {
         let (mut rows, mut last) = (Vec::new(), None);
-        for raw in page.items().map_err(Trouble::List)?.items {
-            let Head { metadata } = self.parse(raw.get().as_bytes(), listed)?;
+        for raw in page.objects() {
+            let Head { metadata } = self.parse(raw, listed)?;
             let namespace = metadata.namespace.or(listed.map(ToOwned::to_owned)).unwrap_or_default();
             if already.covers(&namespace, &metadata.name) {
                 continue;
@@ -302,7 +302,7 @@ impl Reader<'_> {
                 "deletionTimestamp": metadata.deletion_timestamp,
             }});
             rows.push(Row {
-                raw: raw.get(),
+                raw,
                 namespace,
                 head,
                 known,
@@ -375,7 +375,7 @@ impl Reader<'_> {
                     None => continue,
                 }
             } else if row.whole {
-                whole = Some(self.parse(row.raw.as_bytes(), listed)?);
+                whole = Some(self.parse(row.raw, listed)?);
             }
             for (identity, known) in row.known {
                 let target = &self.targets[identity.target];

@@ -39,7 +39,7 @@ pub(super) struct HeadMetadata {
 
 /// An object of a page, and what each target that wants it holds of it.
 pub(super) struct Row<'a> {
-    pub raw: &'a str,
+    pub raw: &'a [u8],
     pub namespace: String,
     /// The object as far as selections look at it.
     pub head: Value,

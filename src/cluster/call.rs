@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Request, StatusCode, header::RETRY_AFTER};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body, core::response::StatusDetails};
@@ -39,13 +39,22 @@ pub fn delays() -> impl Iterator<Item = Duration> + Send {
 
 /// Sends `request` and reads the whole answer; an error answer becomes the API's own `Status`, with the seconds of a `Retry-After`.
 pub async fn exchange(client: &Client, request: Request<Body>) -> kube::Result<(StatusCode, Bytes)> {
+    exchange_sized(client, request, 0).await
+}
+
+/// Like [`exchange`], for an answer of about `expected` bytes.
+pub async fn exchange_sized(
+    client: &Client,
+    request: Request<Body>,
+    expected: usize,
+) -> kube::Result<(StatusCode, Bytes)> {
     let response = client.send(request).await?;
     let status = response.status();
     let retry_after = response
         .headers()
         .get(RETRY_AFTER)
         .and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-    let body = response.into_body().collect().await?.to_bytes();
+    let body = whole(response.into_body(), expected).await?;
     if status.is_success() {
         return Ok((status, body));
     }
@@ -67,6 +76,17 @@ pub async fn exchange(client: &Client, request: Request<Body>) -> kube::Result<(
         }
     }
     Err(kube::Error::Api(parsed.boxed()))
+}
+
+/// A body in one piece. Its frames are copied as they come: kept, each would hold a read buffer of the connection until the last is there.
+async fn whole(mut body: Body, expected: usize) -> kube::Result<Bytes> {
+    let mut all = BytesMut::with_capacity(expected);
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(all.freeze())
 }
 
 /// Tries a call that may be repeated (reads, and writes with a precondition) up to six times within about ten seconds of waiting.

@@ -74,8 +74,8 @@ impl CrdCatalog {
         let mut current: HashMap<String, String> = HashMap::new();
         let mut pager = Pager::start(client.clone(), collection, true);
         while let Some(page) = pager.next().await? {
-            for raw in page.items()?.items {
-                let item: MetadataOnly = serde_json::from_str(raw.get()).map_err(|source| Error::Unreadable {
+            for raw in page.objects() {
+                let item: MetadataOnly = serde_json::from_slice(raw).map_err(|source| Error::Unreadable {
                     what: "list custom resource definitions".into(),
                     source,
                 })?;

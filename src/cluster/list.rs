@@ -1,5 +1,7 @@
 //! Paged lists that are never held whole: one page is read, split into raw objects, and let go.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use http::{Request, header::ACCEPT};
 use kube::{Client, client::Body};
@@ -85,19 +87,19 @@ impl std::fmt::Display for Collection {
     }
 }
 
-/// One page: its raw bytes, and what is in them.
+/// One page: its raw bytes, and where the objects lie in them.
 pub struct Page {
     body: Bytes,
-    what: String,
+    objects: Vec<Range<usize>>,
     metadata_only: bool,
 }
 
-/// The objects of a page, borrowed from its bytes.
+/// A list as the server wrote it, borrowed from its bytes.
 #[derive(Deserialize)]
-pub struct Items<'a> {
-    /// Each object as the server wrote it; metadata lists say `null` where there is none.
+struct List<'a> {
+    /// Metadata lists say `null` where there is none.
     #[serde(borrow, default, deserialize_with = "null_is_empty")]
-    pub items: Vec<&'a RawValue>,
+    items: Vec<&'a RawValue>,
     metadata: PageMeta,
 }
 
@@ -112,23 +114,30 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(
 struct PageMeta {
     #[serde(rename = "continue")]
     continue_token: Option<String>,
-    resource_version: Option<String>,
-}
-
-impl Items<'_> {
-    /// The collection's resourceVersion.
-    pub fn resource_version(&self) -> Option<&str> {
-        self.metadata.resource_version.as_deref()
-    }
 }
 
 impl Page {
-    /// Splits the page into its objects (about 2 µs an object).
-    pub fn items(&self) -> Result<Items<'_>> {
-        serde_json::from_slice(&self.body).map_err(|source| Error::Unreadable {
-            what: self.what.clone(),
-            source,
-        })
+    /// Splits a page into its objects without parsing them (about 2 µs an object); with the token of the next page.
+    fn split(body: Bytes, metadata_only: bool) -> serde_json::Result<(Self, Option<String>)> {
+        let list: List<'_> = serde_json::from_slice(&body)?;
+        let start = body.as_ptr().addr();
+        let range = |item: &&RawValue| {
+            let from = item.get().as_ptr().addr() - start;
+            from..from + item.get().len()
+        };
+        let objects = list.items.iter().map(range).collect();
+        let continue_token = list.metadata.continue_token.filter(|token| !token.is_empty());
+        let page = Self {
+            body,
+            objects,
+            metadata_only,
+        };
+        Ok((page, continue_token))
+    }
+
+    /// Each object as the server wrote it, in JSON.
+    pub fn objects(&self) -> impl Iterator<Item = &[u8]> {
+        self.objects.iter().map(|range| &self.body[range.clone()])
     }
 
     /// Whether it holds `PartialObjectMetadata`.
@@ -153,6 +162,8 @@ pub struct Pager {
     collection: Collection,
     metadata_only: bool,
     limit: u32,
+    /// Bytes of the largest page so far: the next ones need no more, as a rule.
+    largest: usize,
     next: Option<tokio::task::JoinHandle<Result<Fetched>>>,
     /// Where the page that was given last began, …
     current: Option<String>,
@@ -173,6 +184,7 @@ impl Pager {
             collection,
             metadata_only,
             limit: if metadata_only { METADATA_PAGE } else { PAGE },
+            largest: 0,
             next: None,
             current: None,
             following: None,
@@ -187,7 +199,7 @@ impl Pager {
         if let Some(task) = self.next.take() {
             task.abort();
         }
-        (self.metadata_only, self.limit) = (false, PAGE);
+        (self.metadata_only, self.limit, self.largest) = (false, PAGE, 0);
         self.fetch(self.current.clone());
     }
 
@@ -199,8 +211,17 @@ impl Pager {
             self.limit,
             self.metadata_only,
         );
+        let expected = self.largest + self.largest / 16;
         self.next = Some(tokio::spawn(async move {
-            fetch_page(&client, &collection, limit, continue_token.as_deref(), metadata_only).await
+            fetch_page(
+                &client,
+                &collection,
+                limit,
+                continue_token.as_deref(),
+                metadata_only,
+                expected,
+            )
+            .await
         }));
     }
 
@@ -215,8 +236,10 @@ impl Pager {
             after: call::PAGE_DEADLINE,
         })??;
         self.current = self.following.take();
+        self.largest = self.largest.max(fetched.page.len());
         if fetched.page.len() > LARGE_PAGE_BYTES && self.limit > 10 {
             self.limit = (self.limit / 4).max(10);
+            self.largest = 0;
         }
         if let Some(token) = fetched.continue_token {
             self.fetch(Some(token));
@@ -239,6 +262,7 @@ async fn fetch_page(
     limit: u32,
     continue_token: Option<&str>,
     metadata_only: bool,
+    expected: usize,
 ) -> Result<Fetched> {
     let what = collection.to_string();
     let mut uri = format!("{}?limit={limit}", collection.path());
@@ -247,33 +271,29 @@ async fn fetch_page(
         uri.push_str(&percent_encoding::utf8_percent_encode(token, percent_encoding::NON_ALPHANUMERIC).to_string());
     }
     let accept = if metadata_only { AS_METADATA } else { "application/json" };
-    let body = call::repeat(&what, call::PAGE_DEADLINE, || get_bytes(client, &uri, accept)).await?;
-    let page = Page {
-        body,
-        what,
-        metadata_only,
-    };
-    let continue_token = page.items()?.metadata.continue_token.filter(|t| !t.is_empty());
+    let body = call::repeat(&what, call::PAGE_DEADLINE, || get_bytes(client, &uri, accept, expected)).await?;
+    let (page, continue_token) =
+        Page::split(body, metadata_only).map_err(|source| Error::Unreadable { what, source })?;
     Ok(Fetched { page, continue_token })
 }
 
 /// GET `uri` as raw bytes; an error answer becomes the API's own `Status`.
-async fn get_bytes(client: &Client, uri: &str, accept: &str) -> kube::Result<Bytes> {
+async fn get_bytes(client: &Client, uri: &str, accept: &str, expected: usize) -> kube::Result<Bytes> {
     let request = Request::get(uri)
         .header(ACCEPT, accept)
         .body(Body::empty())
         .map_err(kube::Error::HttpError)?;
-    Ok(call::exchange(client, request).await?.1)
+    Ok(call::exchange_sized(client, request, expected).await?.1)
 }
 
 /// The object at `uri`, as JSON.
 pub async fn get_object(client: &Client, uri: &str, what: &str) -> Result<Bytes> {
-    call::repeat(what, call::DEADLINE, || get_bytes(client, uri, "application/json")).await
+    call::repeat(what, call::DEADLINE, || get_bytes(client, uri, "application/json", 0)).await
 }
 
 /// The `PartialObjectMetadata` of the object at `uri`, as JSON.
 pub async fn get_metadata(client: &Client, uri: &str, what: &str) -> Result<Bytes> {
-    call::repeat(what, call::DEADLINE, || get_bytes(client, uri, ONE_AS_METADATA)).await
+    call::repeat(what, call::DEADLINE, || get_bytes(client, uri, ONE_AS_METADATA, 0)).await
 }
 
 #[cfg(test)]
@@ -285,14 +305,10 @@ mod tests {
         let body = Bytes::from_static(
             br#"{"kind":"List","metadata":{"resourceVersion":"7","continue":"x","remainingItemCount":3},"items":[{"a":1},{"b":[2]}]}"#,
         );
-        let page = Page {
-            body,
-            what: "test".into(),
-            metadata_only: false,
-        };
-        let items = page.items().unwrap();
-        assert_eq!(items.items[1].get(), r#"{"b":[2]}"#);
-        assert_eq!(items.resource_version(), Some("7"));
+        let (page, token) = Page::split(body, false).unwrap();
+        let objects: Vec<_> = page.objects().collect();
+        assert_eq!(objects, [&br#"{"a":1}"#[..], br#"{"b":[2]}"#]);
+        assert_eq!(token.as_deref(), Some("x"));
     }
 
     #[test]
@@ -301,12 +317,8 @@ mod tests {
             &br#"{"metadata":{},"items":null}"#[..],
             br#"{"metadata":{},"items":[]}"#,
         ] {
-            let page = Page {
-                body: Bytes::from_static(body),
-                what: "test".into(),
-                metadata_only: true,
-            };
-            assert!(page.items().unwrap().items.is_empty());
+            let (page, _) = Page::split(Bytes::from_static(body), true).unwrap();
+            assert_eq!(page.objects().count(), 0);
         }
     }
 

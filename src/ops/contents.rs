@@ -16,7 +16,7 @@ use crate::{
         object::{Beside, Digest, FingerprintKey, ObjectId, apply_order, secret},
         snapshot::Extras,
     },
-    repository::{self, Backend, Entry, KindHeader, ManifestReader, ObjectStoreBackend, Repository, backend},
+    repository::{self, Address, Backend, Entry, KindHeader, ManifestReader, ObjectStoreBackend, Repository, backend},
 };
 
 /// What stands for a Secret value that is not shown. No base64, so that applying it by mistake is refused.
@@ -146,8 +146,8 @@ impl Contents {
         self.json(digest, id).await
     }
 
-    async fn json(&self, digest: &Digest, id: &ObjectId) -> Result<Value> {
-        let bytes = self.repository.read_chunk(digest).await.map_err(|e| failed(&e))?;
+    async fn json(&self, address: &impl Address, id: &ObjectId) -> Result<Value> {
+        let bytes = self.repository.read_chunk(address).await.map_err(|e| failed(&e))?;
         serde_json::from_slice(&bytes).map_err(|e| {
             Error::new(Class::Corrupt, format!("the content of {id} cannot be read")).because(e.to_string())
         })

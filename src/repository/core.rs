@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     backend::{Backend, Put},
     error::{Error, Result},
-    index::{Bits, Key, key_of},
+    index::{Address, Bits, Key},
     journal::{Envelope, Op, Record, WireState},
     manifest::ManifestReader,
     model::{LineageKey, LineageState, SnapshotRecord, Usage},
@@ -52,7 +52,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Defaults: 4 MiB packs, one hour of grace, 2 MiB for rows and for frames each, a checkpoint after 64 records.
+    /// Defaults: 4 MiB packs, one hour of grace, 18 MiB for rows and 2 MiB for frames, a checkpoint after 64 records.
     pub fn new(clock: fn() -> Timestamp) -> Self {
         Self {
             clock,
@@ -60,7 +60,7 @@ impl Options {
             compression_level: 5,
             pack_bytes: 4 << 20,
             orphan_grace: SignedDuration::from_hours(1),
-            manifest_buffer: 2 << 20,
+            manifest_buffer: 18 << 20,
             frame_cache: 2 << 20,
             checkpoint_records: 64,
             small_packs: 16,
@@ -258,18 +258,18 @@ impl Repository {
         Err(Error::Contended { attempts: MAX_RACES })
     }
 
-    /// The content at an address, compared with all 32 bytes of it.
+    /// The content at an address, compared with the whole of it.
     ///
     /// Errors: `Corrupt` when it is damaged or not there.
-    pub async fn read_chunk(&self, digest: &Digest) -> Result<Bytes> {
-        let key = key_of(digest);
+    pub async fn read_chunk<A: Address>(&self, address: &A) -> Result<Bytes> {
+        let key = address.key();
         let mut problem = None;
         // Each time that the journal has moved on, the chunk may have been moved again.
         for attempt in 1..=MAX_RACES {
             let before = self.shared().state.seq;
             let locations = self.shared().locations(&key);
             for location in locations {
-                match self.read_at(&location, digest).await {
+                match self.read_at(&location, address).await {
                     Ok(Some(bytes)) => return Ok(bytes),
                     // Collected by another process; the journal says where the chunk went.
                     Ok(None) => problem = Some(Error::corrupt(location.pack.blob(), "missing")),
@@ -299,18 +299,18 @@ impl Repository {
             } else {
                 format!("; unreadable: {}", unreadable.join(", "))
             };
-            Error::corrupt(format!("chunk {digest}"), format!("in no readable pack{hint}"))
+            Error::corrupt(format!("chunk {address}"), format!("in no readable pack{hint}"))
         }))
     }
 
-    async fn read_at(&self, location: &Location, digest: &Digest) -> Result<Option<Bytes>> {
+    async fn read_at(&self, location: &Location, address: &impl Address) -> Result<Option<Bytes>> {
         let Some(raw) = self.frame(location.pack, &location.frame).await? else {
             return Ok(None);
         };
         let corrupt = |problem: &str| Error::corrupt(location.pack.blob(), problem);
         let chunk = pack::chunk_of(&raw, location.slot).map_err(|e| corrupt(&e.0))?;
-        if Digest::of(&chunk) != *digest {
-            return Err(corrupt(&format!("chunk {digest} does not match its digest")));
+        if !address.is_of(&Digest::of(&chunk)) {
+            return Err(corrupt(&format!("chunk {address} does not match its digest")));
         }
         Ok(Some(chunk))
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::object::{Digest, digest::InvalidDigest};
+use crate::domain::object::digest::InvalidDigest;
 
 /// The single error of this module. Messages say what failed, why, and how to fix it; none holds captured content.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ pub enum Error {
     #[error("content {digest} of {what} is not in the repository; put it before adding its entry")]
     MissingChunk {
         /// Address of the content.
-        digest: Digest,
+        digest: String,
         /// What refers to it.
         what: String,
     },

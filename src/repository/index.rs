@@ -3,7 +3,7 @@
 //! A chunk is known by the first 12 bytes of its SHA-256; whoever reads it compares all 32. Making two contents that share 12 bytes
 //! takes 2^48 hashes and harms only their author, whose second object then reads as damaged.
 
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 use crate::domain::object::Digest;
 
@@ -15,6 +15,56 @@ pub(super) fn key_of(digest: &Digest) -> Key {
     let mut key = [0; 12];
     key.copy_from_slice(&digest.as_bytes()[..12]);
     key
+}
+
+/// The first 12 bytes of a SHA-256: the address of what no snapshot's digest covers, and so no approval relies on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShortDigest(pub(super) Key);
+
+impl From<Digest> for ShortDigest {
+    fn from(digest: Digest) -> Self {
+        Self(key_of(&digest))
+    }
+}
+
+impl fmt::Display for ShortDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}…", hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for ShortDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a chunk is asked for by.
+pub trait Address: fmt::Display + Copy + Send + Sync {
+    /// The 12 bytes that say where it lies.
+    fn key(&self) -> [u8; 12];
+    /// Whether it is the address of a chunk with this digest.
+    fn is_of(&self, digest: &Digest) -> bool;
+}
+
+impl Address for Digest {
+    fn key(&self) -> Key {
+        key_of(self)
+    }
+
+    fn is_of(&self, digest: &Digest) -> bool {
+        self == digest
+    }
+}
+
+impl Address for ShortDigest {
+    fn key(&self) -> Key {
+        self.0
+    }
+
+    fn is_of(&self, digest: &Digest) -> bool {
+        self.0 == key_of(digest)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

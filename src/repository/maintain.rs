@@ -11,7 +11,7 @@ use super::{
     backend::Put,
     core::{MAX_RACES, Repository},
     error::{Error, Result},
-    index::{Bits, Key, key_of},
+    index::{Address, Bits, Key},
     journal::{Envelope, Op},
     manifest::Cursor,
     model::SnapshotRecord,
@@ -60,8 +60,8 @@ struct Marks {
 }
 
 impl Marks {
-    fn mark(&mut self, shared: &Shared, digest: &Digest) {
-        let key = key_of(digest);
+    fn mark(&mut self, shared: &Shared, address: &impl Address) {
+        let key = address.key();
         match shared.resolve(&key) {
             Some(ordinal) => {
                 self.live.insert(ordinal);
@@ -335,7 +335,7 @@ impl Repository {
                 let chunk = raw.slice(range);
                 let digest = Digest::of(&chunk);
                 // A damaged chunk must stay where it is found and named, not be copied under another address.
-                if self.shared().resolve(&key_of(&digest)) == Some(at) {
+                if self.shared().resolve(&digest.key()) == Some(at) {
                     writer.put_here(frame.group, &digest, &chunk).await?;
                     copied.insert(at);
                 }

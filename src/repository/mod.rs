@@ -24,6 +24,7 @@ pub use self::{
     backend::{Backend, BlobInfo, Put, object_store::ObjectStoreBackend, secrets::SecretsBackend},
     core::{Options, Repository},
     error::{Error, Result},
+    index::{Address, ShortDigest},
     maintain::MaintenanceReport,
     manifest::{
         BuiltManifest, Entry, KindHeader, ManifestBuilder, ManifestReader, SharedKind, SnapshotDigest, uid_mark,

@@ -7,7 +7,7 @@ use super::{
     backend::BlobInfo,
     core::Repository,
     error::{Error, Result},
-    index::{Bits, key_of},
+    index::{Address, Bits, Key, key_of},
     journal::{Envelope, Record, WireState},
     maintain::check_pack,
     manifest::{Cursor, SnapshotDigest},
@@ -172,9 +172,9 @@ impl Repository {
         let record = self.manifest(uid).await?.record().clone();
         let mut run = Verification::new(self);
         let mut packs: BTreeSet<PackId> = BTreeSet::new();
-        let mut need = |digest: &Digest| {
+        let mut need = |key: Key| {
             let shared = self.shared();
-            let ordinals = shared.index.ordinals(&key_of(digest));
+            let ordinals = shared.index.ordinals(&key);
             packs.extend(ordinals.filter_map(|at| shared.pack_of(at)).map(|pack| pack.id));
         };
         for digest in record
@@ -183,15 +183,15 @@ impl Repository {
             .map(|segment| &segment.digest)
             .chain(&record.extras)
         {
-            need(digest);
+            need(digest.key());
         }
         let mut cursor = Cursor::of(self, &record, false);
         loop {
             match cursor.next().await {
                 Ok(Some((_, entry))) => {
-                    need(&entry.content);
+                    need(entry.content.key());
                     if let Some(beside) = &entry.beside {
-                        need(beside);
+                        need(beside.key());
                     }
                 }
                 Ok(None) => break,
@@ -394,9 +394,9 @@ impl Verification {
     }
 
     /// Whether a chunk can be read; if not, the blobs to blame.
-    fn blame(&self, digest: &Digest) -> Vec<String> {
+    fn blame(&self, address: &impl Address) -> Vec<String> {
         let shared = self.repository.shared();
-        let copies: Vec<u32> = shared.index.ordinals(&key_of(digest)).collect();
+        let copies: Vec<u32> = shared.index.ordinals(&address.key()).collect();
         if copies.iter().any(|at| !self.bad.contains(*at)) {
             return Vec::new();
         }
@@ -410,7 +410,7 @@ impl Verification {
         }
         let unreadable: Vec<String> = shared.unreadable.keys().map(|id| id.blob()).collect();
         if unreadable.is_empty() {
-            vec![format!("chunk {digest}")]
+            vec![format!("chunk {address}")]
         } else {
             unreadable
         }

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     core::{MAX_RACES, Repository},
     error::{Error, Result},
-    index::{Index, Key, key_of},
+    index::{Address, Index, Key, key_of},
     journal::{Op, WireSnapshot},
     manifest::{Buffer, KindHeader, ManifestBuilder, SPILL_ROW_BYTES, SharedKind},
     model::{FORMAT_VERSION, LineageKey, ParentHint, SnapshotDraft, SnapshotRecord},
@@ -67,8 +67,8 @@ impl Writer {
     }
 
     /// Whether content is stored, or was put before. What this confirms stays available to this writer's snapshots.
-    pub fn contains(&self, digest: &Digest) -> bool {
-        self.inner.known(digest).is_some()
+    pub fn contains(&self, address: &impl Address) -> bool {
+        self.inner.known(address).is_some()
     }
 
     /// Begins the manifest of one snapshot. `previous`, normally the newest of its lineage, makes it cheap; one that was deleted
@@ -112,8 +112,8 @@ impl WriterInner {
         }
     }
 
-    pub fn known(&self, digest: &Digest) -> Option<Known> {
-        let key = key_of(digest);
+    pub fn known(&self, address: &impl Address) -> Option<Known> {
+        let key = address.key();
         if self.repository.touch(&key, &self.touched) {
             return Some(Known::Committed);
         }
@@ -122,15 +122,15 @@ impl WriterInner {
     }
 
     /// Like [`known`](Self::known), for content that `what` needs.
-    pub fn require(&self, digest: &Digest, what: impl FnOnce() -> String) -> Result<Known> {
-        self.known(digest).ok_or_else(|| {
-            if self.is_lost(&key_of(digest)) {
+    pub fn require(&self, address: &impl Address, what: impl FnOnce() -> String) -> Result<Known> {
+        self.known(address).ok_or_else(|| {
+            if self.is_lost(&address.key()) {
                 Error::PackCondemned {
-                    what: format!("chunk {digest}"),
+                    what: format!("chunk {address}"),
                 }
             } else {
                 Error::MissingChunk {
-                    digest: *digest,
+                    digest: address.to_string(),
                     what: what(),
                 }
             }

@@ -26,7 +26,7 @@ use crate::{
         plan::{Owner, facts, write},
         snapshot::{Extras, ObjectVerdict, References, Selection},
     },
-    repository::{ManifestReader, Repository},
+    repository::{Address, ManifestReader, Repository},
 };
 
 /// A captured object; the content is read where live differs.
@@ -189,16 +189,16 @@ pub(super) async fn extras(manifest: &ManifestReader) -> Result<Extras, Failure>
     )
 }
 
-async fn read_json(repository: &Repository, digest: &Digest) -> Result<Value, Failure> {
+async fn read_json(repository: &Repository, address: &impl Address) -> Result<Value, Failure> {
     let bytes = repository
-        .read_chunk(digest)
+        .read_chunk(address)
         .await
         .map_err(|e| super::store_failure(&e))?;
     serde_json::from_slice(&bytes).map_err(|e| {
         Failure::new(
             Class::Corrupt,
             reasons::CORRUPT,
-            format!("stored content {digest} is no JSON: {e}"),
+            format!("stored content {address} is no JSON: {e}"),
         )
     })
 }
@@ -227,8 +227,8 @@ impl LiveReader<'_> {
                     return Err(Failure::new(error.class(), reasons::PREFLIGHT_FAILED, message));
                 }
             };
-            for raw in page.items()?.items {
-                let value: Value = serde_json::from_str(raw.get()).map_err(|source| cluster::Error::Unreadable {
+            for raw in page.objects() {
+                let value: Value = serde_json::from_slice(raw).map_err(|source| cluster::Error::Unreadable {
                     what: collection.to_string(),
                     source,
                 })?;

@@ -209,8 +209,8 @@ async fn live_uids(context: &Context) -> cluster::Result<HashSet<String>> {
     let mut uids = HashSet::new();
     let mut pager = Pager::start(context.client.clone(), collection, true);
     while let Some(page) = pager.next().await? {
-        for raw in page.items()?.items {
-            let item: OnlyUid = serde_json::from_str(raw.get()).map_err(|source| cluster::Error::Unreadable {
+        for raw in page.objects() {
+            let item: OnlyUid = serde_json::from_slice(raw).map_err(|source| cluster::Error::Unreadable {
                 what: "list snapshots".into(),
                 source,
             })?;

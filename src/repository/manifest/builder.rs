@@ -297,20 +297,14 @@ impl ManifestBuilder {
     }
 
     async fn push(&mut self, row: Row) -> Result<()> {
+        let spill = self.writer.buffer_grew();
         {
             let mut buffer = self.buffer.lock().await;
-            // Thousands of builders wait at once: doubling would waste as much as it holds.
-            if buffer.rows.len() == buffer.rows.capacity() {
-                let more = buffer.rows.len() / 4 + 4;
-                buffer.rows.reserve_exact(more);
+            if let Some(kind) = buffer.push(row) {
+                buffer.flush_kind(&self.writer, kind).await?;
             }
-            buffer.rows.push(row);
         }
-        if self.writer.buffer_grew() {
-            self.writer.spill().await
-        } else {
-            Ok(())
-        }
+        if spill { self.writer.spill().await } else { Ok(()) }
     }
 
     /// Kinds of the previous snapshot that no entry was added of.

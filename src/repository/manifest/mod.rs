@@ -16,7 +16,10 @@ pub use builder::{BuiltManifest, ManifestBuilder};
 pub(super) use cursor::{ChunkSource, Cursor};
 pub use reader::ManifestReader;
 
-use super::error::{Error, Result};
+use super::{
+    error::{Error, Result},
+    index::ShortDigest,
+};
 use crate::domain::object::{Digest, ObjectId};
 
 /// A kind as it was served when captured. Group and kind are the identity; the rest is what a restore needs to find it again.
@@ -36,9 +39,10 @@ pub struct KindHeader {
     pub namespaced: bool,
 }
 
-/// The first 16 hex digits of a `metadata.uid`: enough, with the resource version, to know an object again, at half the bytes.
+/// The first 8 hex digits of a `metadata.uid`. With the name and the resource version, which the API server gives once, they tell an object
+/// from a later one even after etcd was restored from a backup and counts again.
 pub fn uid_mark(uid: &str) -> String {
-    uid.chars().filter(|c| *c != '-').take(16).collect()
+    uid.chars().filter(|c| *c != '-').take(8).collect()
 }
 
 /// One captured object.
@@ -51,7 +55,7 @@ pub struct Entry {
     /// Bytes of its normalised content.
     pub size: u32,
     /// Address of what is kept beside it, outside of the snapshot's digest.
-    pub beside: Option<Digest>,
+    pub beside: Option<ShortDigest>,
     /// What tells the object from another one of its name, see [`uid_mark`]; other texts are kept as they are.
     pub uid: String,
     /// `metadata.resourceVersion` as captured.

@@ -2,12 +2,15 @@
 //!
 //! A row of a base segment is a whole entry. A row of a delta holds only what differs from the runs below it, or says that the entry is gone.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Entry, KindHeader, SharedKind, SortKey, sort_key};
 use crate::{
     domain::object::Digest,
-    repository::codec::{Decoded, Reader, Write as _, malformed, unzigzag, zigzag},
+    repository::{
+        codec::{Decoded, Reader, Write as _, malformed, unzigzag, zigzag},
+        index::ShortDigest,
+    },
 };
 
 /// Format byte of a segment.
@@ -24,16 +27,16 @@ const UID_TEXT: u8 = 32;
 const REVISION: u8 = 64;
 const REVISION_TEXT: u8 = 128;
 
-/// What tells an object from another one of its name: 8 bytes when it is spelled as 16 lower-case hex digits.
+/// What tells an object from another one of its name: 4 bytes when it is spelled as 8 lower-case hex digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::repository) enum Uid {
-    Mark([u8; 8]),
+    Mark([u8; 4]),
     Text(Box<str>),
 }
 
 impl Uid {
     fn parse(text: &str) -> Self {
-        let mut bytes = [0; 8];
+        let mut bytes = [0; 4];
         if hex::decode_to_slice(text, &mut bytes).is_ok() && hex::encode(bytes) == text {
             Self::Mark(bytes)
         } else {
@@ -80,7 +83,7 @@ pub(in crate::repository) struct Row {
     pub name: Box<str>,
     pub removed: bool,
     pub content: Option<(Digest, u32)>,
-    pub beside: Option<Option<Digest>>,
+    pub beside: Option<Option<ShortDigest>>,
     pub uid: Option<Uid>,
     pub revision: Option<Revision>,
 }
@@ -231,12 +234,17 @@ pub(in crate::repository) fn encode(kinds: &[SharedKind], rows: &[Row]) -> Vec<u
         bytes.push(u8::from(kind.namespaced));
         bytes.size(run.len());
     }
-    let mut besides: Vec<Digest> = rows.iter().filter_map(|row| row.beside.flatten()).collect();
-    besides.sort_unstable();
-    besides.dedup();
+    // Numbered as they first occur, so that the numbers of a segment whose objects share none compress to nothing.
+    let (mut besides, mut numbers) = (Vec::new(), HashMap::new());
+    for digest in rows.iter().filter_map(|row| row.beside.flatten()) {
+        numbers.entry(digest).or_insert_with(|| {
+            besides.push(digest);
+            besides.len() - 1
+        });
+    }
     bytes.size(besides.len());
     for digest in &besides {
-        bytes.extend_from_slice(digest.as_bytes());
+        bytes.extend_from_slice(&digest.0);
     }
     bytes.extend(rows.iter().map(Row::flags));
     for run in &runs {
@@ -256,8 +264,12 @@ pub(in crate::repository) fn encode(kinds: &[SharedKind], rows: &[Row]) -> Vec<u
     for (_, size) in rows.iter().filter_map(|row| row.content) {
         bytes.varint(u64::from(size));
     }
+    let mut fresh = 0;
     for digest in rows.iter().filter_map(|row| row.beside.flatten()) {
-        bytes.size(besides.binary_search(&digest).unwrap_or_default());
+        let number = numbers[&digest];
+        // Against the highest before it: in a segment whose objects share none, every number is the same.
+        bytes.size(fresh - number);
+        fresh += usize::from(number == fresh);
     }
     let mut before = 0u64;
     for revision in rows.iter().filter_map(|row| row.revision.as_ref()) {
@@ -281,13 +293,8 @@ pub(in crate::repository) fn encode(kinds: &[SharedKind], rows: &[Row]) -> Vec<u
     bytes
 }
 
-/// Decodes any bytes: an error when they are not a segment, never a panic, never more memory than a few times their length.
-pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
-    let mut reader = Reader::new(bytes);
-    let format = reader.byte()?;
-    if format != FORMAT {
-        return malformed(format!("segment format {format}, this build reads {FORMAT}"));
-    }
+/// The kinds of a segment, and how many rows each has.
+fn read_kinds(reader: &mut Reader<'_>) -> Decoded<(Vec<SharedKind>, Vec<usize>)> {
     let kind_count = reader.count(7)?;
     let (mut kinds, mut lengths) = (Vec::with_capacity(kind_count), Vec::with_capacity(kind_count));
     for _ in 0..kind_count {
@@ -304,14 +311,25 @@ pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
         }));
         lengths.push(reader.count(1)?);
     }
+    Ok((kinds, lengths))
+}
+
+/// Decodes any bytes: an error when they are not a segment, never a panic, never more memory than a few times their length.
+pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
+    let mut reader = Reader::new(bytes);
+    let format = reader.byte()?;
+    if format != FORMAT {
+        return malformed(format!("segment format {format}, this build reads {FORMAT}"));
+    }
+    let (kinds, lengths) = read_kinds(&mut reader)?;
     let total: usize = lengths.iter().sum();
     if total > MAX_ROWS {
         return malformed(format!("{total} rows, at most {MAX_ROWS}"));
     }
-    let beside_count = reader.count(32)?;
+    let beside_count = reader.count(12)?;
     let mut besides = Vec::with_capacity(beside_count);
     for _ in 0..beside_count {
-        besides.push(Digest::from_bytes(reader.array()?));
+        besides.push(ShortDigest(reader.array()?));
     }
     let flags = reader.take(total)?;
     let mut rows = Vec::with_capacity(total);
@@ -350,10 +368,13 @@ pub(in crate::repository) fn decode(bytes: &[u8]) -> Decoded<Segment> {
     for at in with(BESIDE_SET, BESIDE_SET) {
         rows[at].beside = Some(None);
     }
+    let mut fresh = 0;
     for at in with(BESIDE, BESIDE) {
-        let Some(digest) = besides.get(reader.u32()? as usize) else {
+        let back = reader.u32()? as usize;
+        let Some(digest) = usize::checked_sub(fresh, back).and_then(|number| besides.get(number)) else {
             return malformed("beside is not in the table");
         };
+        fresh += usize::from(back == 0);
         rows[at].beside = Some(Some(*digest));
     }
     let mut before = 0u64;
@@ -415,10 +436,10 @@ mod tests {
             let uid = if mask & 64 == 0 {
                 uid
             } else {
-                hex::encode(&content[..8])
+                hex::encode(&content[..4])
             };
             let resource_version = revision.map_or_else(|| "x1".to_owned(), |n| n.to_string());
-            let beside = beside.map(|b| Digest::of(&b));
+            let beside = beside.map(|b| Digest::of(&b).into());
             let content = Digest::from_bytes(content);
             let mut row = Row::whole(
                 kind,

@@ -414,3 +414,30 @@ async fn collected_space_comes_back_and_small_packs_are_merged() {
         "nothing is left to do"
     );
 }
+
+#[tokio::test]
+async fn a_manifest_of_kinds_that_come_side_by_side_has_one_run_so_that_an_object_lies_in_one_segment() {
+    let backend = memory();
+    let repository = open(&backend).await;
+    let writer = repository.writer().await.unwrap();
+    let mut builder = writer.manifest(None).await.unwrap();
+    let names = ["Alpha", "Beta", "Gamma", "Rare"];
+    for at in 0..2600 {
+        for (every, kind_name) in [1, 2, 1, 400].into_iter().zip(names) {
+            if at % every == 0 {
+                let (digest, _) = writer.put(FrameGroup::content("", ""), &[1]).await.unwrap();
+                let entry = entry(&format!("o-{at:05}"), digest, 1, None);
+                builder.add(&kind(kind_name), entry).await.unwrap();
+            }
+        }
+    }
+    let built = builder.finish().await.unwrap();
+    let runs: Vec<_> = built.segments.iter().map(|segment| segment.run).collect();
+    assert!(runs.len() > 4 && runs.iter().all(|run| *run == 0), "{runs:?}");
+    writer.commit(vec![draft("u1", "shop", built)]).await.unwrap();
+    let manifest = repository.manifest("u1").await.unwrap();
+    for (kind_name, count) in names.into_iter().zip([2600, 1300, 2600, 7]) {
+        let found: Vec<_> = manifest.entries_of("", kind_name).try_collect().await.unwrap();
+        assert_eq!(found.len(), count, "{kind_name}");
+    }
+}

@@ -67,6 +67,7 @@ fn objects(pairs: &[(&str, &str, &str)]) -> Objects {
 }
 
 fn entry(name: &str, content: Digest, size: usize, beside: Option<Digest>) -> Entry {
+    let beside = beside.map(Into::into);
     let uid = hex::encode(&Digest::of(name.as_bytes()).as_bytes()[..16]);
     Entry {
         name: name.to_owned(),

@@ -198,8 +198,8 @@ impl Work<'_> {
         let mut pager = Pager::start(self.execution.context.client.clone(), collection, false);
         let mut objects = Vec::new();
         while let Some(page) = pager.next().await? {
-            for raw in page.items()?.items {
-                let object: Value = serde_json::from_str(raw.get()).map_err(|source| cluster::Error::Unreadable {
+            for raw in page.objects() {
+                let object: Value = serde_json::from_slice(raw).map_err(|source| cluster::Error::Unreadable {
                     what: what.clone(),
                     source,
                 })?;

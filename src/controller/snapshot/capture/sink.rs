@@ -233,7 +233,7 @@ impl<'a> RepositorySink<'a> {
             .put(FrameGroup::content(group, name), &object.content)
             .await?;
         let beside = match &object.beside {
-            Some(bytes) => Some(self.writer.put(FrameGroup::beside(group, name), bytes).await?.0),
+            Some(bytes) => Some(self.writer.put(FrameGroup::beside(group, name), bytes).await?.0.into()),
             None => None,
         };
         let entry = Entry {
