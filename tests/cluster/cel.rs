@@ -2,7 +2,7 @@
 //!
 //! `tests/cel/<kind>/accepted/*.yaml` must be admitted, `refused/*.yaml` must be refused with the text after `# expect:`.
 //! `# as:` names the user (the default is who writes that kind), and a pair `x.before.yaml`, `x.after.yaml` is an update:
-//! of the object, or, with `# via:`, of its `status`, by server-side `apply`, or a `delete`.
+//! of the object, or, with `# via:`, of its `status`, by server-side `apply`, by a `merge` or `json` patch, or a `delete`.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use kube::{
     Api, Client,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
@@ -30,6 +31,22 @@ apiVersion: v1
 kind: Namespace
 metadata: {name: cel}
 ---
+apiVersion: v1
+kind: Namespace
+metadata: {name: ci}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: gitops, namespace: ci}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: robot, namespace: ci}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: helper, namespace: ci}
+---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {name: requesters, namespace: cel}
@@ -37,6 +54,7 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: backstep
 subjects:
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: alice}
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: carol}
+  - {kind: ServiceAccount, namespace: ci, name: gitops}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -45,6 +63,23 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: backstep
 subjects:
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: bob}
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: carol}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: "system:anonymous"}
+  - {kind: ServiceAccount, namespace: ci, name: robot}
+  - {kind: ServiceAccount, namespace: ci, name: helper}
+---
+# What somebody who owns the namespace may grant to itself.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: self-granted, namespace: cel}
+rules:
+  - {apiGroups: [backstep.dev], resources: [approvalstages], resourceNames: ["prod:sre"], verbs: [approve, approve-automated, review]}
+  - {apiGroups: [backstep.dev], resources: [approvalscopes], resourceNames: [cel], verbs: [break-glass, purge]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: self-granted, namespace: cel}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: self-granted}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: squire}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
@@ -59,6 +94,8 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: everything}
 subjects:
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: owner}
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: oncall}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: squire}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: eraser}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -70,7 +107,24 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: approve-prod-sre}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: approve-prod-sre}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: sre-leads}]
+subjects:
+  - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: sre-leads}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: eraser}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: "system:anonymous"}
+  # The verb of people, which is nothing to a robot.
+  - {kind: ServiceAccount, namespace: ci, name: helper}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: robots-approve-prod-sre}
+rules:
+  - {apiGroups: [backstep.dev], resources: [approvalstages], resourceNames: ["prod:sre"], verbs: [approve-automated]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: robots-approve-prod-sre}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: robots-approve-prod-sre}
+subjects: [{kind: ServiceAccount, namespace: ci, name: robot}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -99,7 +153,18 @@ enum Via {
     Object,
     Status,
     Apply,
-    Delete,
+    Merge,
+    Json,
+    Delete(Deletion),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deletion {
+    Plain,
+    Collection,
+    Foreground,
+    Force,
+    DryRun,
 }
 
 impl Case {
@@ -114,7 +179,13 @@ impl Case {
             None => Via::Object,
             Some("status") => Via::Status,
             Some("apply") => Via::Apply,
-            Some("delete") => Via::Delete,
+            Some("merge") => Via::Merge,
+            Some("json") => Via::Json,
+            Some("delete") => Via::Delete(Deletion::Plain),
+            Some("delete collection") => Via::Delete(Deletion::Collection),
+            Some("delete foreground") => Via::Delete(Deletion::Foreground),
+            Some("delete force") => Via::Delete(Deletion::Force),
+            Some("delete dry run") => Via::Delete(Deletion::DryRun),
             Some(other) => bail!("{}: unknown way {other}", path.display()),
         };
         let object = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
@@ -230,11 +301,25 @@ impl Server {
                     .await;
             }
             "admin" => return self.cluster.admin().await,
+            "system:anonymous" => return self.anonymous().await,
             "alice" => &["shop-team"],
             "bob" => &["sre-leads"],
             _ => &[],
         };
+        if let Some((namespace, account)) = user.split_once('/') {
+            return self.cluster.service_account_client(namespace, account).await;
+        }
         self.cluster.client_as(&User::new(user, groups.iter().copied())).await
+    }
+
+    /// Without any credential.
+    async fn anonymous(&self) -> Result<Client> {
+        let mut known = Kubeconfig::read_from(self.cluster.kubeconfig(&User::admin())?)?;
+        for user in &mut known.auth_infos {
+            user.auth_info = Some(AuthInfo::default());
+        }
+        let config = kube::Config::from_custom_kubeconfig(known, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
     }
 
     async fn api(&self, user: &str, object: &Value) -> Result<Api<DynamicObject>> {
@@ -265,13 +350,21 @@ impl Server {
     /// The second half of a pair: what `case` says, done to the object that is there.
     async fn change(&self, case: &Case) -> Result<Answer> {
         let api = self.api(case.user(), &case.object).await?;
-        if case.via == Via::Delete {
-            return answer(api.delete(case.name(), &DeleteParams::default()).await.map(drop));
+        if let Via::Delete(deletion) = case.via {
+            return delete(&api, case.name(), deletion).await;
         }
-        if case.via == Via::Apply {
-            let params = PatchParams::apply("corpus").force();
-            let applied = api.patch(case.name(), &params, &Patch::Apply(&case.object)).await;
-            return answer(applied.map(drop));
+        let patch = match case.via {
+            Via::Apply => Some((PatchParams::apply("corpus").force(), Patch::Apply(&case.object))),
+            Via::Merge => Some((PatchParams::default(), Patch::Merge(&case.object))),
+            _ => None,
+        };
+        if let Some((params, patch)) = patch {
+            return answer(api.patch(case.name(), &params, &patch).await.map(drop));
+        }
+        if case.via == Via::Json {
+            let operations = json!([{"op": "replace", "path": "/spec", "value": case.object["spec"]}]);
+            let patch: Patch<()> = Patch::Json(serde_json::from_value(operations)?);
+            return answer(api.patch(case.name(), &PatchParams::default(), &patch).await.map(drop));
         }
         let live = self.api("admin", &case.object).await?.get(case.name()).await?;
         let mut object = case.object.clone();
@@ -320,6 +413,24 @@ impl Server {
         };
         Ok((case, answer))
     }
+}
+
+async fn delete(api: &Api<DynamicObject>, name: &str, deletion: Deletion) -> Result<Answer> {
+    let params = match deletion {
+        Deletion::Plain | Deletion::Collection => DeleteParams::default(),
+        Deletion::Foreground => DeleteParams::foreground(),
+        Deletion::Force => DeleteParams::default().grace_period(0),
+        Deletion::DryRun => DeleteParams {
+            dry_run: true,
+            ..DeleteParams::default()
+        },
+    };
+    answer(if deletion == Deletion::Collection {
+        let only = ListParams::default().fields(&format!("metadata.name={name}"));
+        api.delete_collection(&params, &only).await.map(drop)
+    } else {
+        api.delete(name, &params).await.map(drop)
+    })
 }
 
 fn answer(result: Result<(), kube::Error>) -> Result<Answer> {
