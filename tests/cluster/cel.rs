@@ -21,7 +21,7 @@ use kube::{
 use serde_json::{Value, json};
 use testbed::{Cluster, ClusterOptions, User, wait_until};
 
-const NAMESPACE: &str = "cel";
+pub const NAMESPACE: &str = "cel";
 const OPERATOR_NAMESPACE: &str = "backstep-system";
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -219,18 +219,19 @@ impl Case {
 }
 
 /// What the server said.
-type Answer = Result<(), (u16, String)>;
+pub type Answer = Result<(), (u16, String)>;
 
-struct Server {
-    cluster: Cluster,
+/// A cluster with the chart's admission policies, people with rights, and no operator.
+pub struct Server {
+    pub cluster: Cluster,
 }
 
 impl Server {
-    async fn start() -> Result<Self> {
+    pub async fn start(name: &str) -> Result<Self> {
         let options = ClusterOptions {
             with_scheduler: false,
             with_fake_kubelet: false,
-            ..ClusterOptions::named("cel")
+            ..ClusterOptions::named(name)
         };
         let cluster = Cluster::start(options).await?;
         let admin = User::admin();
@@ -292,7 +293,8 @@ impl Server {
         .await
     }
 
-    async fn client(&self, user: &str) -> Result<Client> {
+    /// A client that acts as `user`: a person, `operator`, `admin`, a service account `<namespace>/<name>`.
+    pub async fn client(&self, user: &str) -> Result<Client> {
         let groups: &[&str] = match user {
             "operator" => {
                 return self
@@ -322,7 +324,8 @@ impl Server {
         Ok(Client::try_from(config)?)
     }
 
-    async fn api(&self, user: &str, object: &Value) -> Result<Api<DynamicObject>> {
+    /// The kind of `object` in its namespace, as `user`.
+    pub async fn api(&self, user: &str, object: &Value) -> Result<Api<DynamicObject>> {
         let kind = object["kind"].as_str().unwrap_or_default();
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("backstep.dev", "v1alpha1", kind));
         let client = self.client(user).await?;
@@ -334,7 +337,8 @@ impl Server {
         })
     }
 
-    async fn create(&self, user: &str, object: &Value, dry_run: bool) -> Result<Answer> {
+    /// Creates `object` as `user`.
+    pub async fn create(&self, user: &str, object: &Value, dry_run: bool) -> Result<Answer> {
         let api = self.api(user, object).await?;
         let params = PostParams {
             dry_run,
@@ -433,7 +437,8 @@ async fn delete(api: &Api<DynamicObject>, name: &str, deletion: Deletion) -> Res
     })
 }
 
-fn answer(result: Result<(), kube::Error>) -> Result<Answer> {
+/// What the server said; an error where it said nothing.
+pub fn answer(result: Result<(), kube::Error>) -> Result<Answer> {
     match result {
         Ok(()) => Ok(Ok(())),
         Err(kube::Error::Api(status)) => Ok(Err((status.code, status.message))),
@@ -465,7 +470,7 @@ fn files(which: &str) -> Result<Vec<PathBuf>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_file_of_the_corpus_is_accepted_or_refused_as_it_says() -> Result<()> {
-    let server = Server::start().await?;
+    let server = Server::start("cel").await?;
     let mut wrong = Vec::new();
     for path in files("accepted")? {
         let (case, answer) = server.run(&path).await.with_context(|| path.display().to_string())?;
@@ -515,7 +520,7 @@ async fn every_file_of_the_corpus_is_accepted_or_refused_as_it_says() -> Result<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_is_admitted_and_no_field_of_it_is_unknown() -> Result<()> {
-    let server = Server::start().await?;
+    let server = Server::start("examples").await?;
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let mut seen = 0;
     for file in fs::read_dir(&examples)? {

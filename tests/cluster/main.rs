@@ -5,6 +5,7 @@
 
 mod approval;
 mod approval_guard;
+mod approval_rows;
 mod cel;
 mod chart;
 mod cli;
