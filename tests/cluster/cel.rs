@@ -126,6 +126,21 @@ metadata: {name: robots-approve-prod-sre}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: robots-approve-prod-sre}
 subjects: [{kind: ServiceAccount, namespace: ci, name: robot}]
 ---
+# Runs the cluster: everything that there is, but no power that has to be granted by its name.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: stewards}
+rules:
+  - apiGroups: [backstep.dev]
+    resources: [approvaldecisions, approvalrequests, approvalrequests/status, rollbackplans, rollbackrequests, snapshots]
+    verbs: ["*"]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: stewards}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: stewards}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: steward}]
+---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: emergencies-in-cel}
