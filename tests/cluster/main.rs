@@ -4,6 +4,7 @@
 #![allow(clippy::too_many_lines, reason = "a test tells one story")]
 
 mod approval;
+mod approval_changes;
 mod approval_guard;
 mod approval_rows;
 mod cel;

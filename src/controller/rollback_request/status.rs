@@ -44,6 +44,8 @@ pub(super) struct Seen {
     pub approval: Option<ApprovalPhase>,
     /// Who objects to it: that ends an execution.
     pub objection: Option<String>,
+    /// Why it came to its end.
+    pub said: Option<String>,
     /// What came of asking.
     pub asked: Option<std::result::Result<Asked, Failure>>,
     /// How far the execution is.
@@ -118,7 +120,7 @@ pub(super) async fn publish(
         Step::Execute | Step::Prove | Step::Report | Step::Recheck | Step::Conclude => {
             executing(&mut next, request, step, seen);
         }
-        Step::Close(phase) => close(&mut next, request, *phase),
+        Step::Close(phase) => close(&mut next, request, *phase, seen),
         Step::Cancel => next.end(
             request,
             RollbackPhase::Cancelled,
@@ -234,7 +236,9 @@ fn asking(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &Seen) 
     if *step == Step::Again {
         let why = match seen.ran.as_deref() {
             Some(Ran::Void(why)) => why.clone(),
-            _ => "the approval that was asked for is void; the plan is made and asked for again".into(),
+            _ => seen.said.clone().unwrap_or_else(|| {
+                "the approval that was asked for is void; the plan is made and asked for again".into()
+            }),
         };
         next.status.approval = None;
         next.approved(request, false, reasons::SUPERSEDED, &why);
@@ -319,7 +323,7 @@ fn executing(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &See
             let again = (*again).min(Duration::from_secs(10 * 60));
             next.wait(request, reason, message, again);
         }
-        (Step::Conclude, Some(Ran::Ended(outcome))) => conclude(next, request, outcome, seen.report.as_ref()),
+        (Step::Conclude, Some(Ran::Ended(outcome))) => conclude(next, request, outcome, seen),
         (Step::Conclude, Some(Ran::Void(why))) => {
             next.end(request, RollbackPhase::Failed, reasons::PREFLIGHT_FAILED, why);
         }
@@ -355,34 +359,41 @@ fn show(next: &mut Next, request: &RollbackRequest, report: &Report) {
     next.stand(request, Stand::Working, reason, &message);
 }
 
-fn conclude(next: &mut Next, request: &RollbackRequest, outcome: &Outcome, report: Option<&Report>) {
-    if let Some(report) = report {
+fn conclude(next: &mut Next, request: &RollbackRequest, outcome: &Outcome, seen: &Seen) {
+    if let Some(report) = &seen.report {
         show(next, request, report);
     }
-    next.end(request, outcome.phase, outcome.reason, &outcome.message);
+    let message = match &seen.objection {
+        Some(who) if outcome.reason == reasons::CANCELLED && !request.spec.cancel => {
+            format!("{who} objected to the approval while it ran: {}", outcome.message)
+        }
+        _ => outcome.message.clone(),
+    };
+    next.end(request, outcome.phase, outcome.reason, &message);
     let status = &mut next.status;
     if let (Some(start), Some(end)) = (&status.started_at, &status.completed_at) {
         status.duration_seconds = Some(end.0.duration_since(start.0).as_secs().max(0));
     }
 }
 
-fn close(next: &mut Next, request: &RollbackRequest, phase: RollbackPhase) {
+fn close(next: &mut Next, request: &RollbackRequest, phase: RollbackPhase, seen: &Seen) {
+    let why = seen.said.as_deref().unwrap_or("its ApprovalRequest holds who and why");
     let (reason, message) = match phase {
         RollbackPhase::Expired => (
             reasons::EXPIRED,
-            "it was not approved in time; make a new request (another name, or another requestId)",
+            "it was not approved in time; make a new request (another name, or another requestId)".to_owned(),
         ),
         RollbackPhase::Cancelled => (
             reasons::CANCELLED,
-            "its ApprovalRequest was withdrawn; nothing was written",
+            format!("its ApprovalRequest was withdrawn ({why}); nothing was written"),
         ),
         _ => (
             reasons::REJECTED,
-            "an approver said no; the ApprovalRequest holds who and why; nothing was written",
+            format!("an approver said no ({why}); nothing was written"),
         ),
     };
-    next.approved(request, false, reason, message);
-    next.end(request, phase, reason, message);
+    next.approved(request, false, reason, &message);
+    next.end(request, phase, reason, &message);
 }
 
 /// What stands in the way, in one reason and one message.
