@@ -1,16 +1,23 @@
 //! What happens to the policy, the time and the approvers' minds between an approval and the end of its execution.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use backstep::api::{
-    ApprovalRequest, RollbackRequestStatus, approval_request::ApprovalPhase, rollback_request::RollbackPhase,
+    ApprovalRequest, RollbackRequest, RollbackRequestStatus, approval_request::ApprovalPhase,
+    rollback_request::RollbackPhase,
 };
-use k8s_openapi::jiff::Timestamp;
-use kube::Api;
+use k8s_openapi::{api::core::v1::ConfigMap, jiff::Timestamp};
+use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
 use testbed::{ClusterOptions, User, wait_until};
 
 use crate::{
     court::{condition, decisions},
+    proxy::{Fault, Proxy},
     rollbacks::{apply, config_map, contents, deployment, ended, go, rolled_out},
     support::{Installed, PATIENCE, Store},
     tampering::{approved, asked_again, held, kubectl, let_go, live, shop},
@@ -240,5 +247,82 @@ async fn who_objects_while_a_rollback_runs_cancels_it_and_the_request_says_who()
             "{used:#?}"
         );
     }
+    installed.cluster.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_objects_while_no_operator_runs_is_heard_before_the_next_one_writes_anything() -> Result<()> {
+    let options = ClusterOptions {
+        with_scheduler: false,
+        with_fake_kubelet: false,
+        ..ClusterOptions::named("unheard")
+    };
+    let mut installed = Installed::start_with(options, Store::Directory, &[]).await?;
+    given(&installed, "shop").await?;
+    let release = async |mode: &str| {
+        let maps: Vec<String> = (0..8)
+            .map(|n| config_map("shop", &format!("c{n}"), &json!({"mode": mode})))
+            .collect();
+        apply(&installed, &maps).await
+    };
+    release("good").await?;
+    installed.snapshot("shop", "good", &json!({})).await?;
+    release("bad").await?;
+    // The first write arrives, and none of the others, until the operator is gone.
+    let (first, gone) = (AtomicBool::new(true), Arc::new(AtomicBool::new(false)));
+    let (proxy, mut stops) = Proxy::start(&installed, {
+        let gone = Arc::clone(&gone);
+        move |call| {
+            let writes = call.writes()
+                && call.path.contains("/namespaces/shop/configmaps")
+                && !call.path.contains("dryRun=")
+                && !gone.load(Ordering::SeqCst);
+            if writes && !first.swap(false, Ordering::SeqCst) {
+                Fault::StopBefore
+            } else {
+                Fault::None
+            }
+        }
+    })
+    .await?;
+    installed.through(proxy.kubeconfig(&installed)?).await?;
+    let spec = json!({"target": {"snapshot": "good"}, "onFailure": "Stop"});
+    go(&installed, "shop", "back", &spec).await?;
+    tokio::time::timeout(PATIENCE, stops.recv())
+        .await
+        .context("no second write")?
+        .context("the proxy ended")?;
+    installed.kill_operator();
+    gone.store(true, Ordering::SeqCst);
+    let api: Api<ConfigMap> = Api::namespaced(installed.admin().await?, "shop");
+    let good = async || -> Result<usize> {
+        let maps = api.list(&ListParams::default()).await?;
+        let mode = |map: &ConfigMap| map.data.as_ref().and_then(|data| data.get("mode").cloned());
+        Ok(maps.iter().filter(|map| mode(map).as_deref() == Some("good")).count())
+    };
+    ensure!(good().await? <= 1, "{} were written", good().await?);
+
+    let requests: Api<RollbackRequest> = Api::namespaced(installed.admin().await?, "shop");
+    let approval = requests.get("back").await?.status.and_then(|status| status.approval);
+    let name = approval.context("an approval")?.request;
+    let used = in_phase(&installed, "shop", &name, ApprovalPhase::Consumed).await?;
+    let decision = json!({
+        "apiVersion": "backstep.dev/v1alpha1", "kind": "ApprovalDecision",
+        "metadata": {"name": "no", "namespace": "shop"},
+        "spec": {
+            "requestRef": {"name": name, "uid": used.metadata.uid}, "planDigest": used.spec.plan_digest,
+            "policyName": "default", "stage": "approval", "decision": "Reject", "comment": "stop it",
+        },
+    });
+    kubectl(&installed, &bob(), &["create", "-f", "-"], Some(&decision.to_string())).await?;
+    let written = good().await?;
+    installed.start_operator().await?;
+    let status = ended(&installed, "shop", "back", RollbackPhase::Cancelled).await?;
+    ensure!(
+        said(&status).contains("Cancelled: bob objected to the approval while it ran"),
+        "{}",
+        said(&status)
+    );
+    ensure!(good().await? == written, "it went on: {} of {written}", good().await?);
     installed.cluster.stop().await
 }

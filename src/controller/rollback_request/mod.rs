@@ -134,13 +134,15 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
             ApprovalFact::Is(phase) => Some(phase),
             ApprovalFact::None | ApprovalFact::Gone => None,
         },
-        objection,
         said,
         asked: None,
         ran: taken(&executed),
         report: planner.running().get(&uid).map(|running| running.report.read()),
     };
     planner.before(&request, &step, &mut seen).await?;
+    if step == Step::Report {
+        planner.pass_on(&request, objection.as_deref());
+    }
     let requeue = status::publish(&request, &step, &seen, &planner.context).await?;
     planner.after(&request, &step);
     Ok(requeue)
@@ -187,16 +189,22 @@ impl Planner {
                     seen.asked = Some(approval_request::ask(context, request, plan, chosen).await);
                 }
             }
-            Step::Report => {
-                if let Some(running) = self.running().get(&request.uid().unwrap_or_default())
-                    && (request.spec.cancel || seen.objection.is_some())
-                {
-                    running.cancel.cancel();
-                }
-            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Ends the execution that is under way where the request, or an approver, takes it back.
+    fn pass_on(&self, request: &RollbackRequest, objection: Option<&str>) {
+        let running = self.running();
+        let Some(running) = running.get(&request.uid().unwrap_or_default()) else {
+            return;
+        };
+        if let Some(who) = objection {
+            running.object(who);
+        } else if request.spec.cancel {
+            running.cancel.cancel();
+        }
     }
 
     async fn close(
@@ -259,6 +267,7 @@ impl Planner {
             // The receiver lives as long as the operator.
             report: Reporter::new(Arc::new(move || drop(look.send(of.clone())))),
             cancel: CancellationToken::new(),
+            objection: Arc::default(),
         };
         let running = self.running().entry(uid.clone()).or_insert(running).clone();
         let (planner, job) = (Arc::clone(self), Arc::clone(request));

@@ -42,8 +42,6 @@ pub(super) struct Seen {
     pub planned: Option<Arc<PlanOutcome>>,
     /// The phase of the approval, as read just now.
     pub approval: Option<ApprovalPhase>,
-    /// Who objects to it: that ends an execution.
-    pub objection: Option<String>,
     /// Why it came to its end.
     pub said: Option<String>,
     /// What came of asking.
@@ -323,7 +321,7 @@ fn executing(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &See
             let again = (*again).min(Duration::from_secs(10 * 60));
             next.wait(request, reason, message, again);
         }
-        (Step::Conclude, Some(Ran::Ended(outcome))) => conclude(next, request, outcome, seen),
+        (Step::Conclude, Some(Ran::Ended(outcome))) => conclude(next, request, outcome, seen.report.as_ref()),
         (Step::Conclude, Some(Ran::Void(why))) => {
             next.end(request, RollbackPhase::Failed, reasons::PREFLIGHT_FAILED, why);
         }
@@ -359,17 +357,11 @@ fn show(next: &mut Next, request: &RollbackRequest, report: &Report) {
     next.stand(request, Stand::Working, reason, &message);
 }
 
-fn conclude(next: &mut Next, request: &RollbackRequest, outcome: &Outcome, seen: &Seen) {
-    if let Some(report) = &seen.report {
+fn conclude(next: &mut Next, request: &RollbackRequest, outcome: &Outcome, report: Option<&Report>) {
+    if let Some(report) = report {
         show(next, request, report);
     }
-    let message = match &seen.objection {
-        Some(who) if outcome.reason == reasons::CANCELLED && !request.spec.cancel => {
-            format!("{who} objected to the approval while it ran: {}", outcome.message)
-        }
-        _ => outcome.message.clone(),
-    };
-    next.end(request, outcome.phase, outcome.reason, &message);
+    next.end(request, outcome.phase, outcome.reason, &outcome.message);
     let status = &mut next.status;
     if let (Some(start), Some(end)) = (&status.started_at, &status.completed_at) {
         status.duration_seconds = Some(end.0.duration_since(start.0).as_secs().max(0));
