@@ -528,8 +528,87 @@ async fn every_file_of_the_corpus_is_accepted_or_refused_as_it_says() -> Result<
             }
         }
     }
-    server.cluster.stop().await?;
     ensure!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    impersonators(&server).await?;
+    foreign_service_accounts(&server).await?;
+    server.cluster.stop().await
+}
+
+/// Where the chart is told to, a decision needs a credential of its author's own.
+async fn impersonators(server: &Server) -> Result<()> {
+    let decision = json!({
+        "apiVersion": "backstep.dev/v1alpha1", "kind": "ApprovalDecision", "metadata": {"name": "as", "namespace": NAMESPACE},
+        "spec": {
+            "requestRef": {"name": "x", "uid": "y"}, "planDigest": format!("sha256:{}", "a".repeat(64)),
+            "policyName": "prod", "stage": "sre", "decision": "Approve",
+        },
+    });
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    let as_bob = [&create[..], &["--as=bob", "--as-group=sre-leads"]].concat();
+    let (admin, bob) = (User::admin(), User::new("bob", ["sre-leads"]));
+    let manifest = decision.to_string();
+    let decide = async |user: &User, how: &[&str]| server.cluster.kubectl(user, how, Some(&manifest)).await;
+    decide(&admin, &as_bob).await?.success()?;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/backstep");
+    let upgrade = [
+        "upgrade",
+        "backstep",
+        chart,
+        "-n",
+        OPERATOR_NAMESPACE,
+        "--set",
+        "replicas=0,guard.requireCredentialID=true",
+    ];
+    server.cluster.helm(&admin, &upgrade, None).await?.success()?;
+    wait_until(PATIENCE, "an impersonator to be refused", async || {
+        let ran = decide(&admin, &as_bob).await?;
+        let expected = "this cluster accepts decisions only from directly authenticated credentials";
+        ensure!(!ran.status.success() && ran.stderr.contains(expected), "{ran}");
+        Ok(Some(()))
+    })
+    .await?;
+    decide(&bob, &create).await?.success().map(drop)
+}
+
+/// The kinds refuse every ServiceAccount so far; the admission policy refuses a foreign one once they do not.
+async fn foreign_service_accounts(server: &Server) -> Result<()> {
+    let rule = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/serviceAccountName/x-kubernetes-validations";
+    let patch = json!([{"op": "remove", "path": rule}]).to_string();
+    for (plural, kind, mut spec) in [
+        (
+            "rollbackrequests",
+            "RollbackRequest",
+            json!({"target": {"snapshot": "x"}}),
+        ),
+        ("snapshots", "Snapshot", json!({})),
+    ] {
+        let crd = format!("{plural}.backstep.dev");
+        let without = ["patch", "crd", &crd, "--type=json", "-p", &patch];
+        server
+            .cluster
+            .kubectl(&User::admin(), &without, None)
+            .await?
+            .success()?;
+        spec["serviceAccountName"] = json!("deployer");
+        let object = json!({
+            "apiVersion": "backstep.dev/v1alpha1", "kind": kind, "metadata": {"name": "as"}, "spec": spec,
+        });
+        let expected =
+            "spec.serviceAccountName: you may not act as deployer (verb impersonate on that service account)";
+        wait_until(PATIENCE, "a foreign service account to be refused", async || {
+            // Who owns the namespace may act as its service accounts.
+            let (alice, owner) = (
+                server.create("alice", &object, true).await?,
+                server.create("owner", &object, true).await?,
+            );
+            ensure!(
+                matches!(&alice, Err((403, message)) if message.contains(expected)) && owner.is_ok(),
+                "{kind}: {alice:?} {owner:?}"
+            );
+            Ok(Some(()))
+        })
+        .await?;
+    }
     Ok(())
 }
 
