@@ -275,7 +275,7 @@ async fn garbage_collection_namespace_deletion_and_migration_pass_the_guard() ->
         }
     }
 
-    let leaving = r#"
+    let leaving = r"
 apiVersion: v1
 kind: Namespace
 metadata: {name: leaving}
@@ -285,7 +285,7 @@ kind: RoleBinding
 metadata: {name: approvers, namespace: leaving}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: backstep-approver}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: bob}]
-"#;
+";
     let admin = User::admin();
     server
         .cluster

@@ -570,7 +570,7 @@ async fn impersonators(server: &Server) -> Result<()> {
     decide(&bob, &create).await?.success().map(drop)
 }
 
-/// The kinds refuse every ServiceAccount so far; the admission policy refuses a foreign one once they do not.
+/// The kinds refuse every `ServiceAccount` so far; the admission policy refuses a foreign one once they do not.
 async fn foreign_service_accounts(server: &Server) -> Result<()> {
     let rule = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/serviceAccountName/x-kubernetes-validations";
     let patch = json!([{"op": "remove", "path": rule}]).to_string();
