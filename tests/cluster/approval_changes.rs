@@ -268,7 +268,7 @@ async fn who_objects_while_no_operator_runs_is_heard_before_the_next_one_writes_
     release("good").await?;
     installed.snapshot("shop", "good", &json!({})).await?;
     release("bad").await?;
-    // The first write arrives, and none of the others, until the operator is gone.
+    // The first write arrives, and none of the others, until the operator is gone; the next one cannot record who objects.
     let (first, gone) = (AtomicBool::new(true), Arc::new(AtomicBool::new(false)));
     let (proxy, mut stops) = Proxy::start(&installed, {
         let gone = Arc::clone(&gone);
@@ -277,8 +277,11 @@ async fn who_objects_while_no_operator_runs_is_heard_before_the_next_one_writes_
                 && call.path.contains("/namespaces/shop/configmaps")
                 && !call.path.contains("dryRun=")
                 && !gone.load(Ordering::SeqCst);
+            let records = call.writes() && call.path.contains("/approvalrequests/") && gone.load(Ordering::SeqCst);
             if writes && !first.swap(false, Ordering::SeqCst) {
                 Fault::StopBefore
+            } else if records {
+                Fault::Before(503)
             } else {
                 Fault::None
             }
