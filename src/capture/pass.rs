@@ -78,7 +78,8 @@ pub async fn run(pass: &Pass<'_>, targets: &[Target], sink: &dyn Sink) -> Result
                 Class::Invalid,
                 reasons::UNKNOWN_KIND,
                 format!(
-                    "spec.capture.include names kinds that this cluster does not serve, or that are never captured: {}; write                      kinds in CamelCase as in `kubectl api-resources`, and create a new Snapshot",
+                    "spec.capture.include names kinds that this cluster does not serve, or that are never captured: {}; \
+                     write kinds in CamelCase as in `kubectl api-resources`, and create a new Snapshot",
                     unknown.join(", ")
                 ),
             ));

@@ -307,12 +307,14 @@ impl Repository {
         let Some(raw) = self.frame(location.pack, &location.frame).await? else {
             return Ok(None);
         };
-        let corrupt = |problem: &str| Error::corrupt(location.pack.blob(), problem);
-        let chunk = pack::chunk_of(&raw, location.slot).map_err(|e| corrupt(&e.0))?;
-        if !address.is_of(&Digest::of(&chunk)) {
-            return Err(corrupt(&format!("chunk {address} does not match its digest")));
-        }
-        Ok(Some(chunk))
+        let problem = match pack::chunk_of(&raw, location.slot) {
+            Ok(chunk) if address.is_of(&Digest::of(&chunk)) => return Ok(Some(chunk)),
+            Ok(_) => format!("chunk {address} does not match its digest"),
+            Err(damage) => damage.0,
+        };
+        // Damage kept in memory would outlive its repair.
+        lock(&self.inner.frames).forget((location.pack, location.frame.offset));
+        Err(Error::corrupt(location.pack.blob(), problem))
     }
 
     /// A decompressed frame, `None` when its pack is gone.

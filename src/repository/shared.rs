@@ -172,6 +172,12 @@ impl FrameCache {
         Some(raw)
     }
 
+    pub fn forget(&mut self, key: (PackId, u32)) {
+        if let Some(at) = self.entries.iter().position(|(other, _)| *other == key) {
+            self.bytes -= self.entries.remove(at).1.len();
+        }
+    }
+
     pub fn put(&mut self, key: (PackId, u32), raw: &Bytes, limit: usize) {
         if raw.len() > limit / 2 || self.entries.iter().any(|(other, _)| *other == key) {
             return;

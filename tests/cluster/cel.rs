@@ -2,7 +2,7 @@
 //!
 //! `tests/cel/<kind>/accepted/*.yaml` must be admitted, `refused/*.yaml` must be refused with the text after `# expect:`.
 //! `# as:` names the user (the default is who writes that kind), and a pair `x.before.yaml`, `x.after.yaml` is an update:
-//! of the object, or, with `# via:`, of its `status`, by server-side `apply`, or a `delete`.
+//! of the object, or, with `# via:`, of its `status`, by server-side `apply`, by a `merge` or `json` patch, or a `delete`.
 
 use std::{
     collections::BTreeSet,
@@ -14,13 +14,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use kube::{
     Api, Client,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
 use testbed::{Cluster, ClusterOptions, User, wait_until};
 
-const NAMESPACE: &str = "cel";
+pub const NAMESPACE: &str = "cel";
 const OPERATOR_NAMESPACE: &str = "backstep-system";
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,6 +31,22 @@ apiVersion: v1
 kind: Namespace
 metadata: {name: cel}
 ---
+apiVersion: v1
+kind: Namespace
+metadata: {name: ci}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: gitops, namespace: ci}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: robot, namespace: ci}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: helper, namespace: ci}
+---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {name: requesters, namespace: cel}
@@ -37,6 +54,7 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: backstep
 subjects:
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: alice}
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: carol}
+  - {kind: ServiceAccount, namespace: ci, name: gitops}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -45,6 +63,23 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: backstep
 subjects:
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: bob}
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: carol}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: "system:anonymous"}
+  - {kind: ServiceAccount, namespace: ci, name: robot}
+  - {kind: ServiceAccount, namespace: ci, name: helper}
+---
+# What somebody who owns the namespace may grant to itself.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: self-granted, namespace: cel}
+rules:
+  - {apiGroups: [backstep.dev], resources: [approvalstages], resourceNames: ["prod:sre"], verbs: [approve, approve-automated, review]}
+  - {apiGroups: [backstep.dev], resources: [approvalscopes], resourceNames: [cel], verbs: [break-glass, purge]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: self-granted, namespace: cel}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: self-granted}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: squire}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
@@ -59,6 +94,8 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: everything}
 subjects:
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: owner}
   - {apiGroup: rbac.authorization.k8s.io, kind: User, name: oncall}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: squire}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: eraser}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -70,7 +107,39 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: approve-prod-sre}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: approve-prod-sre}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: sre-leads}]
+subjects:
+  - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: sre-leads}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: eraser}
+  - {apiGroup: rbac.authorization.k8s.io, kind: User, name: "system:anonymous"}
+  # The verb of people, which is nothing to a robot.
+  - {kind: ServiceAccount, namespace: ci, name: helper}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: robots-approve-prod-sre}
+rules:
+  - {apiGroups: [backstep.dev], resources: [approvalstages], resourceNames: ["prod:sre"], verbs: [approve-automated]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: robots-approve-prod-sre}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: robots-approve-prod-sre}
+subjects: [{kind: ServiceAccount, namespace: ci, name: robot}]
+---
+# Runs the cluster: everything that there is, but no power that has to be granted by its name.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: stewards}
+rules:
+  - apiGroups: [backstep.dev]
+    resources: [approvaldecisions, approvalrequests, approvalrequests/status, rollbackplans, rollbackrequests, snapshots]
+    verbs: ["*"]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: stewards}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: stewards}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: steward}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -99,7 +168,18 @@ enum Via {
     Object,
     Status,
     Apply,
-    Delete,
+    Merge,
+    Json,
+    Delete(Deletion),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deletion {
+    Plain,
+    Collection,
+    Foreground,
+    Force,
+    DryRun,
 }
 
 impl Case {
@@ -114,7 +194,13 @@ impl Case {
             None => Via::Object,
             Some("status") => Via::Status,
             Some("apply") => Via::Apply,
-            Some("delete") => Via::Delete,
+            Some("merge") => Via::Merge,
+            Some("json") => Via::Json,
+            Some("delete") => Via::Delete(Deletion::Plain),
+            Some("delete collection") => Via::Delete(Deletion::Collection),
+            Some("delete foreground") => Via::Delete(Deletion::Foreground),
+            Some("delete force") => Via::Delete(Deletion::Force),
+            Some("delete dry run") => Via::Delete(Deletion::DryRun),
             Some(other) => bail!("{}: unknown way {other}", path.display()),
         };
         let object = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
@@ -148,18 +234,19 @@ impl Case {
 }
 
 /// What the server said.
-type Answer = Result<(), (u16, String)>;
+pub type Answer = Result<(), (u16, String)>;
 
-struct Server {
-    cluster: Cluster,
+/// A cluster with the chart's admission policies, people with rights, and no operator.
+pub struct Server {
+    pub cluster: Cluster,
 }
 
 impl Server {
-    async fn start() -> Result<Self> {
+    pub async fn start(name: &str) -> Result<Self> {
         let options = ClusterOptions {
             with_scheduler: false,
             with_fake_kubelet: false,
-            ..ClusterOptions::named("cel")
+            ..ClusterOptions::named(name)
         };
         let cluster = Cluster::start(options).await?;
         let admin = User::admin();
@@ -221,7 +308,8 @@ impl Server {
         .await
     }
 
-    async fn client(&self, user: &str) -> Result<Client> {
+    /// A client that acts as `user`: a person, `operator`, `admin`, a service account `<namespace>/<name>`.
+    pub async fn client(&self, user: &str) -> Result<Client> {
         let groups: &[&str] = match user {
             "operator" => {
                 return self
@@ -230,14 +318,29 @@ impl Server {
                     .await;
             }
             "admin" => return self.cluster.admin().await,
+            "system:anonymous" => return self.anonymous().await,
             "alice" => &["shop-team"],
             "bob" => &["sre-leads"],
             _ => &[],
         };
+        if let Some((namespace, account)) = user.split_once('/') {
+            return self.cluster.service_account_client(namespace, account).await;
+        }
         self.cluster.client_as(&User::new(user, groups.iter().copied())).await
     }
 
-    async fn api(&self, user: &str, object: &Value) -> Result<Api<DynamicObject>> {
+    /// Without any credential.
+    async fn anonymous(&self) -> Result<Client> {
+        let mut known = Kubeconfig::read_from(self.cluster.kubeconfig(&User::admin())?)?;
+        for user in &mut known.auth_infos {
+            user.auth_info = Some(AuthInfo::default());
+        }
+        let config = kube::Config::from_custom_kubeconfig(known, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
+
+    /// The kind of `object` in its namespace, as `user`.
+    pub async fn api(&self, user: &str, object: &Value) -> Result<Api<DynamicObject>> {
         let kind = object["kind"].as_str().unwrap_or_default();
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("backstep.dev", "v1alpha1", kind));
         let client = self.client(user).await?;
@@ -249,7 +352,8 @@ impl Server {
         })
     }
 
-    async fn create(&self, user: &str, object: &Value, dry_run: bool) -> Result<Answer> {
+    /// Creates `object` as `user`.
+    pub async fn create(&self, user: &str, object: &Value, dry_run: bool) -> Result<Answer> {
         let api = self.api(user, object).await?;
         let params = PostParams {
             dry_run,
@@ -265,13 +369,21 @@ impl Server {
     /// The second half of a pair: what `case` says, done to the object that is there.
     async fn change(&self, case: &Case) -> Result<Answer> {
         let api = self.api(case.user(), &case.object).await?;
-        if case.via == Via::Delete {
-            return answer(api.delete(case.name(), &DeleteParams::default()).await.map(drop));
+        if let Via::Delete(deletion) = case.via {
+            return delete(&api, case.name(), deletion).await;
         }
-        if case.via == Via::Apply {
-            let params = PatchParams::apply("corpus").force();
-            let applied = api.patch(case.name(), &params, &Patch::Apply(&case.object)).await;
-            return answer(applied.map(drop));
+        let patch = match case.via {
+            Via::Apply => Some((PatchParams::apply("corpus").force(), Patch::Apply(&case.object))),
+            Via::Merge => Some((PatchParams::default(), Patch::Merge(&case.object))),
+            _ => None,
+        };
+        if let Some((params, patch)) = patch {
+            return answer(api.patch(case.name(), &params, &patch).await.map(drop));
+        }
+        if case.via == Via::Json {
+            let operations = json!([{"op": "replace", "path": "/spec", "value": case.object["spec"]}]);
+            let patch: Patch<()> = Patch::Json(serde_json::from_value(operations)?);
+            return answer(api.patch(case.name(), &PatchParams::default(), &patch).await.map(drop));
         }
         let live = self.api("admin", &case.object).await?.get(case.name()).await?;
         let mut object = case.object.clone();
@@ -322,7 +434,26 @@ impl Server {
     }
 }
 
-fn answer(result: Result<(), kube::Error>) -> Result<Answer> {
+async fn delete(api: &Api<DynamicObject>, name: &str, deletion: Deletion) -> Result<Answer> {
+    let params = match deletion {
+        Deletion::Plain | Deletion::Collection => DeleteParams::default(),
+        Deletion::Foreground => DeleteParams::foreground(),
+        Deletion::Force => DeleteParams::default().grace_period(0),
+        Deletion::DryRun => DeleteParams {
+            dry_run: true,
+            ..DeleteParams::default()
+        },
+    };
+    answer(if deletion == Deletion::Collection {
+        let only = ListParams::default().fields(&format!("metadata.name={name}"));
+        api.delete_collection(&params, &only).await.map(drop)
+    } else {
+        api.delete(name, &params).await.map(drop)
+    })
+}
+
+/// What the server said; an error where it said nothing.
+pub fn answer(result: Result<(), kube::Error>) -> Result<Answer> {
     match result {
         Ok(()) => Ok(Ok(())),
         Err(kube::Error::Api(status)) => Ok(Err((status.code, status.message))),
@@ -354,7 +485,7 @@ fn files(which: &str) -> Result<Vec<PathBuf>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_file_of_the_corpus_is_accepted_or_refused_as_it_says() -> Result<()> {
-    let server = Server::start().await?;
+    let server = Server::start("cel").await?;
     let mut wrong = Vec::new();
     for path in files("accepted")? {
         let (case, answer) = server.run(&path).await.with_context(|| path.display().to_string())?;
@@ -397,14 +528,93 @@ async fn every_file_of_the_corpus_is_accepted_or_refused_as_it_says() -> Result<
             }
         }
     }
-    server.cluster.stop().await?;
     ensure!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    impersonators(&server).await?;
+    foreign_service_accounts(&server).await?;
+    server.cluster.stop().await
+}
+
+/// Where the chart is told to, a decision needs a credential of its author's own.
+async fn impersonators(server: &Server) -> Result<()> {
+    let decision = json!({
+        "apiVersion": "backstep.dev/v1alpha1", "kind": "ApprovalDecision", "metadata": {"name": "as", "namespace": NAMESPACE},
+        "spec": {
+            "requestRef": {"name": "x", "uid": "y"}, "planDigest": format!("sha256:{}", "a".repeat(64)),
+            "policyName": "prod", "stage": "sre", "decision": "Approve",
+        },
+    });
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    let as_bob = [&create[..], &["--as=bob", "--as-group=sre-leads"]].concat();
+    let (admin, bob) = (User::admin(), User::new("bob", ["sre-leads"]));
+    let manifest = decision.to_string();
+    let decide = async |user: &User, how: &[&str]| server.cluster.kubectl(user, how, Some(&manifest)).await;
+    decide(&admin, &as_bob).await?.success()?;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/backstep");
+    let upgrade = [
+        "upgrade",
+        "backstep",
+        chart,
+        "-n",
+        OPERATOR_NAMESPACE,
+        "--set",
+        "replicas=0,guard.requireCredentialID=true",
+    ];
+    server.cluster.helm(&admin, &upgrade, None).await?.success()?;
+    wait_until(PATIENCE, "an impersonator to be refused", async || {
+        let ran = decide(&admin, &as_bob).await?;
+        let expected = "this cluster accepts decisions only from directly authenticated credentials";
+        ensure!(!ran.status.success() && ran.stderr.contains(expected), "{ran}");
+        Ok(Some(()))
+    })
+    .await?;
+    decide(&bob, &create).await?.success().map(drop)
+}
+
+/// The kinds refuse every `ServiceAccount` so far; the admission policy refuses a foreign one once they do not.
+async fn foreign_service_accounts(server: &Server) -> Result<()> {
+    let rule = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/serviceAccountName/x-kubernetes-validations";
+    let patch = json!([{"op": "remove", "path": rule}]).to_string();
+    for (plural, kind, mut spec) in [
+        (
+            "rollbackrequests",
+            "RollbackRequest",
+            json!({"target": {"snapshot": "x"}}),
+        ),
+        ("snapshots", "Snapshot", json!({})),
+    ] {
+        let crd = format!("{plural}.backstep.dev");
+        let without = ["patch", "crd", &crd, "--type=json", "-p", &patch];
+        server
+            .cluster
+            .kubectl(&User::admin(), &without, None)
+            .await?
+            .success()?;
+        spec["serviceAccountName"] = json!("deployer");
+        let object = json!({
+            "apiVersion": "backstep.dev/v1alpha1", "kind": kind, "metadata": {"name": "as"}, "spec": spec,
+        });
+        let expected =
+            "spec.serviceAccountName: you may not act as deployer (verb impersonate on that service account)";
+        wait_until(PATIENCE, "a foreign service account to be refused", async || {
+            // Who owns the namespace may act as its service accounts.
+            let (alice, owner) = (
+                server.create("alice", &object, true).await?,
+                server.create("owner", &object, true).await?,
+            );
+            ensure!(
+                matches!(&alice, Err((403, message)) if message.contains(expected)) && owner.is_ok(),
+                "{kind}: {alice:?} {owner:?}"
+            );
+            Ok(Some(()))
+        })
+        .await?;
+    }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_is_admitted_and_no_field_of_it_is_unknown() -> Result<()> {
-    let server = Server::start().await?;
+    let server = Server::start("examples").await?;
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let mut seen = 0;
     for file in fs::read_dir(&examples)? {

@@ -4,7 +4,9 @@
 #![allow(clippy::too_many_lines, reason = "a test tells one story")]
 
 mod approval;
+mod approval_changes;
 mod approval_guard;
+mod approval_rows;
 mod cel;
 mod chart;
 mod cli;
@@ -18,7 +20,9 @@ mod figures;
 mod incremental;
 mod plans;
 mod proxy;
+mod refusals;
 mod rollbacks;
+mod rows;
 mod snapshots;
 mod support;
 mod tampering;

@@ -38,12 +38,12 @@ async fn get(installed: &Installed, namespace: &str, kind: &str, name: &str) -> 
         .json()
 }
 
-fn config_map(namespace: &str, name: &str, data: &Value) -> String {
+pub fn config_map(namespace: &str, name: &str, data: &Value) -> String {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace}, "data": data})
         .to_string()
 }
 
-fn deployment(namespace: &str, name: &str, image: &str, annotations: &Value, reads: Option<&str>) -> String {
+pub fn deployment(namespace: &str, name: &str, image: &str, annotations: &Value, reads: Option<&str>) -> String {
     let from = reads.map_or_else(|| json!([]), |name| json!([{"configMapRef": {"name": name}}]));
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
@@ -54,7 +54,7 @@ fn deployment(namespace: &str, name: &str, image: &str, annotations: &Value, rea
     .to_string()
 }
 
-async fn apply(installed: &Installed, manifests: &[String]) -> Result<()> {
+pub async fn apply(installed: &Installed, manifests: &[String]) -> Result<()> {
     installed
         .apply(&alice(), &manifests.join("\n---\n"))
         .await?
@@ -62,14 +62,14 @@ async fn apply(installed: &Installed, manifests: &[String]) -> Result<()> {
         .map(drop)
 }
 
-async fn rolled_out(installed: &Installed, namespace: &str, name: &str) -> Result<()> {
+pub async fn rolled_out(installed: &Installed, namespace: &str, name: &str) -> Result<()> {
     let of = format!("deployment/{name}");
     kubectl(installed, &["rollout", "status", &of, "-n", namespace, "--timeout=60s"]).await?;
     Ok(())
 }
 
 /// Asks as alice, approves as bob.
-async fn go(installed: &Installed, namespace: &str, name: &str, spec: &Value) -> Result<()> {
+pub async fn go(installed: &Installed, namespace: &str, name: &str, spec: &Value) -> Result<()> {
     ask(installed, namespace, name, spec).await?;
     let what = format!("rollbackrequest {namespace}/{name} to wait for approval");
     until(installed, namespace, name, &what, |status| {
@@ -79,7 +79,7 @@ async fn go(installed: &Installed, namespace: &str, name: &str, spec: &Value) ->
     approve(installed, namespace, name).await
 }
 
-async fn ended(
+pub async fn ended(
     installed: &Installed,
     namespace: &str,
     name: &str,
@@ -265,7 +265,7 @@ async fn a_full_rollback_reaches_the_digest_of_its_target_and_touches_nothing_el
 }
 
 /// Live objects without what only time and controllers write.
-async fn contents(installed: &Installed, namespace: &str) -> Result<BTreeMap<String, Value>> {
+pub async fn contents(installed: &Installed, namespace: &str) -> Result<BTreeMap<String, Value>> {
     let mut found = BTreeMap::new();
     for kind in ["configmaps", "secrets", "deployments"] {
         let list: Value = installed

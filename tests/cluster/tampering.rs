@@ -15,7 +15,7 @@ fn janitor() -> User {
     User::new("janitor", ["janitors"])
 }
 
-async fn kubectl(installed: &Installed, user: &User, arguments: &[&str], input: Option<&str>) -> Result<String> {
+pub async fn kubectl(installed: &Installed, user: &User, arguments: &[&str], input: Option<&str>) -> Result<String> {
     Ok(installed
         .cluster
         .kubectl(user, arguments, input)
@@ -25,7 +25,7 @@ async fn kubectl(installed: &Installed, user: &User, arguments: &[&str], input: 
 }
 
 /// A namespace that was good, was snapshotted, and is not good any more.
-async fn shop(installed: &Installed, namespace: &str) -> Result<()> {
+pub async fn shop(installed: &Installed, namespace: &str) -> Result<()> {
     given(installed, namespace).await?;
     release(installed, namespace, "good").await?;
     installed.snapshot(namespace, "good", &json!({})).await?;
@@ -50,7 +50,7 @@ async fn release(installed: &Installed, namespace: &str, value: &str) -> Result<
         .map(drop)
 }
 
-async fn live(installed: &Installed, namespace: &str) -> Result<String> {
+pub async fn live(installed: &Installed, namespace: &str) -> Result<String> {
     let arguments = [
         "get",
         "configmap",
@@ -64,7 +64,7 @@ async fn live(installed: &Installed, namespace: &str) -> Result<String> {
 }
 
 /// The rollback, held before its execution.
-fn held(more: &Value) -> Value {
+pub fn held(more: &Value) -> Value {
     let mut spec = json!({"target": {"snapshot": "good"}, "suspend": true});
     if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
         spec.extend(more.clone());
@@ -72,7 +72,7 @@ fn held(more: &Value) -> Value {
     spec
 }
 
-async fn let_go(installed: &Installed, namespace: &str) -> Result<()> {
+pub async fn let_go(installed: &Installed, namespace: &str) -> Result<()> {
     let arguments = [
         "patch",
         "rollbackrequest",
@@ -87,7 +87,7 @@ async fn let_go(installed: &Installed, namespace: &str) -> Result<()> {
 }
 
 /// Asked for, approved, and held; the name of the `ApprovalRequest`.
-async fn approved(installed: &Installed, namespace: &str, more: &Value) -> Result<String> {
+pub async fn approved(installed: &Installed, namespace: &str, more: &Value) -> Result<String> {
     shop(installed, namespace).await?;
     ask(installed, namespace, "undo", &held(more)).await?;
     until_phase(installed, namespace, "undo", RollbackPhase::AwaitingApproval).await?;
@@ -100,7 +100,7 @@ async fn approved(installed: &Installed, namespace: &str, more: &Value) -> Resul
 }
 
 /// Another approval is asked for, and until it is given nothing is written.
-async fn asked_again(installed: &Installed, namespace: &str, before: &str) -> Result<()> {
+pub async fn asked_again(installed: &Installed, namespace: &str, before: &str) -> Result<()> {
     until(
         installed,
         namespace,

@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt as _, api::PostParams};
 use super::{gather, status};
 use crate::{
     api::{
-        ApprovalPolicy, ApprovalRequest, ApprovalRequestStatus, RollbackRequest,
+        ApprovalDecision, ApprovalPolicy, ApprovalRequest, ApprovalRequestStatus, RollbackRequest,
         approval_request::{ApprovalPhase, Decision},
         duration, reasons,
         reference::RiskLevel,
@@ -16,7 +16,7 @@ use crate::{
     controller::context::{self, Context},
     domain::{
         approval::{
-            Verdict,
+            Tally, Verdict,
             gate::{Approval, Guard, Hold, Known},
             hold::Calendar,
             permit::Latch,
@@ -42,8 +42,8 @@ pub struct ApprovalFacts {
     pub policy_digest: Known<Option<Digest>>,
     /// 5: the decisions, counted again.
     pub verdict: Known<Verdict>,
-    /// Who objects now, with a decision that counts.
-    pub vetoes: Vec<String>,
+    /// Who objects, recorded or not, with a decision that counts and came after the approval: that ends an execution.
+    pub objection: Option<String>,
     /// As it was read: the latch closes at this resource version.
     object: Option<ApprovalRequest>,
     review_within: Option<SignedDuration>,
@@ -57,7 +57,7 @@ impl ApprovalFacts {
             hold: Hold::NoEnd,
             policy_digest: Known::Unknown(why.to_owned()),
             verdict: Known::Unknown(why.to_owned()),
-            vetoes: Vec::new(),
+            objection: None,
             object: None,
             review_within: None,
         }
@@ -124,7 +124,7 @@ async fn read(
             Ok(tally) => Known::Is(tally.verdict.clone()),
             Err(why) => Known::Unknown(why.clone()),
         },
-        vetoes: tally.map(|tally| tally.vetoes).unwrap_or_default(),
+        objection: tally.ok().and_then(|tally| objection_now(&object, &decisions, &tally)),
         review_within: policy.as_ref().and_then(review_within),
         object: Some(object),
     })
@@ -281,6 +281,14 @@ pub async fn close(context: &Context, namespace: &str, name: &str, to: ApprovalP
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The same of what was decided by now, whether it is recorded yet or not.
+fn objection_now(object: &ApprovalRequest, decisions: &[ApprovalDecision], tally: &Tally) -> Option<String> {
+    let mut status = object.status.clone().unwrap_or_default();
+    let recorded = status.decisions.take().unwrap_or_default();
+    status.decisions = Some(status::record(recorded, decisions, tally, None).0);
+    objection(&status).map(ToOwned::to_owned)
 }
 
 /// Who objected after the approval was given, with a decision that counts: during an execution that cancels it.

@@ -33,7 +33,9 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{ApprovalRequest, RollbackPlan, RollbackRequest, duration, reasons, rollback_request::RollbackPhase},
+    api::{
+        ApprovalRequest, RollbackPlan, RollbackRequest, conditions, duration, reasons, rollback_request::RollbackPhase,
+    },
     capture::{Catalog, Failure},
     cluster::{self, Class, call, clock},
     controller::{
@@ -108,7 +110,11 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
     let plan = planner.plans.progress(&uid);
     let executed = planner.executions.progress(&uid);
     let guard_missing = planner.context.guard.missing();
-    let (approval, objection) = approval_of(&request, &planner.context).await?;
+    let Known {
+        fact: approval,
+        objection,
+        said,
+    } = approval_of(&request, &planner.context).await?;
     let facts = Facts {
         phase,
         deleting: request.metadata.deletion_timestamp.is_some(),
@@ -128,12 +134,15 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
             ApprovalFact::Is(phase) => Some(phase),
             ApprovalFact::None | ApprovalFact::Gone => None,
         },
-        objection,
+        said,
         asked: None,
         ran: taken(&executed),
         report: planner.running().get(&uid).map(|running| running.report.read()),
     };
     planner.before(&request, &step, &mut seen).await?;
+    if step == Step::Report {
+        planner.pass_on(&request, objection.as_deref());
+    }
     let requeue = status::publish(&request, &step, &seen, &planner.context).await?;
     planner.after(&request, &step);
     Ok(requeue)
@@ -180,16 +189,22 @@ impl Planner {
                     seen.asked = Some(approval_request::ask(context, request, plan, chosen).await);
                 }
             }
-            Step::Report => {
-                if let Some(running) = self.running().get(&request.uid().unwrap_or_default())
-                    && (request.spec.cancel || seen.objection.is_some())
-                {
-                    running.cancel.cancel();
-                }
-            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Ends the execution that is under way where the request, or an approver, takes it back.
+    fn pass_on(&self, request: &RollbackRequest, objection: Option<&str>) {
+        let running = self.running();
+        let Some(running) = running.get(&request.uid().unwrap_or_default()) else {
+            return;
+        };
+        if let Some(who) = objection {
+            running.object(who);
+        } else if request.spec.cancel {
+            running.cancel.cancel();
+        }
     }
 
     async fn close(
@@ -252,6 +267,7 @@ impl Planner {
             // The receiver lives as long as the operator.
             report: Reporter::new(Arc::new(move || drop(look.send(of.clone())))),
             cancel: CancellationToken::new(),
+            objection: Arc::default(),
         };
         let running = self.running().entry(uid.clone()).or_insert(running).clone();
         let (planner, job) = (Arc::clone(self), Arc::clone(request));
@@ -265,13 +281,28 @@ impl Planner {
     }
 }
 
-/// What is known of the approval that the status names, and who objects to it by now.
-async fn approval_of(
-    request: &RollbackRequest,
-    context: &Context,
-) -> Result<(ApprovalFact, Option<String>), cluster::Error> {
+/// What is known of the approval that the status names.
+struct Known {
+    fact: ApprovalFact,
+    /// Who objects to it by now.
+    objection: Option<String>,
+    /// Why it came to its end.
+    said: Option<String>,
+}
+
+impl From<ApprovalFact> for Known {
+    fn from(fact: ApprovalFact) -> Self {
+        Self {
+            fact,
+            objection: None,
+            said: None,
+        }
+    }
+}
+
+async fn approval_of(request: &RollbackRequest, context: &Context) -> Result<Known, cluster::Error> {
     let Some(asked) = request.status.as_ref().and_then(|s| s.approval.as_ref()) else {
-        return Ok((ApprovalFact::None, None));
+        return Ok(ApprovalFact::None.into());
     };
     let namespace = request.namespace().unwrap_or_default();
     let api: Api<ApprovalRequest> = Api::namespaced(context.client.clone(), &namespace);
@@ -280,10 +311,14 @@ async fn approval_of(
     Ok(match found {
         Some(found) if Some(&found.spec.request_ref.uid) == request.uid().as_ref() => {
             let status = found.status.unwrap_or_default();
-            let objection = approval_request::objection(&status).map(ToOwned::to_owned);
-            (ApprovalFact::Is(status.phase.unwrap_or_default()), objection)
+            let stalled = status.conditions.iter().find(|c| c.type_ == conditions::STALLED);
+            Known {
+                fact: ApprovalFact::Is(status.phase.unwrap_or_default()),
+                objection: approval_request::objection(&status).map(ToOwned::to_owned),
+                said: stalled.map(|condition| condition.message.clone()),
+            }
         }
-        Some(_) | None => (ApprovalFact::Gone, None),
+        Some(_) | None => ApprovalFact::Gone.into(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -97,6 +97,27 @@ pub(super) struct Running {
     pub report: Reporter,
     /// Ends it early.
     pub cancel: CancellationToken,
+    /// The approver who does not stand by the approval any more.
+    pub objection: Arc<OnceLock<String>>,
+}
+
+impl Running {
+    /// Ends it early, because `who` objects.
+    pub(super) fn object(&self, who: &str) {
+        self.objection.get_or_init(|| who.to_owned());
+        self.cancel.cancel();
+    }
+
+    /// The end, and who wanted it.
+    fn ended(&self, outcome: Outcome) -> Ran {
+        Ran::Ended(match self.objection.get() {
+            Some(who) if outcome.reason == reasons::CANCELLED => Outcome {
+                message: format!("{who} objected to the approval while it ran: {}", outcome.message),
+                ..outcome
+            },
+            _ => outcome,
+        })
+    }
 }
 
 /// Who waits for which namespace, first come first served within a priority.
@@ -258,7 +279,7 @@ async fn pass(planner: &Planner, request: &Arc<RollbackRequest>, running: Runnin
                 );
             };
             let execution = execution(planner, request, &running, resolved, started);
-            Ran::Ended(Box::pin(execute::run(&execution, made, permit)).await)
+            running.ended(Box::pin(execute::run(&execution, made, permit)).await)
         }
     }
 }
@@ -367,11 +388,14 @@ async fn go_on(
         Known::Is(approval) => approval.execution.clone().unwrap_or_default(),
         Known::Unknown(_) => String::new(),
     };
-    if matches!(&gate.target, Known::Is(target) if target.cancelled) {
+    if let Some(who) = &asked.approval.objection {
+        running.object(who);
+    }
+    if running.cancel.is_cancelled() || matches!(&gate.target, Known::Is(target) if target.cancelled) {
         let entry = enter(planner, request, &id).await?;
         let execution = execution(planner, request, running, asked.made.resolved.clone(), entry.at);
         let outcome = execute::withdraw(&execution, &asked.made, &plan, &asked.approved.items, &id).await;
-        return Err(Ran::Ended(outcome));
+        return Err(running.ended(outcome));
     }
     let permit = resume(&gate, &id, &Purpose::Continue, plan).map_err(|refusal| stopped(&refusal))?;
     let entry = enter(planner, request, &id).await?;

@@ -42,8 +42,8 @@ pub(super) struct Seen {
     pub planned: Option<Arc<PlanOutcome>>,
     /// The phase of the approval, as read just now.
     pub approval: Option<ApprovalPhase>,
-    /// Who objects to it: that ends an execution.
-    pub objection: Option<String>,
+    /// Why it came to its end.
+    pub said: Option<String>,
     /// What came of asking.
     pub asked: Option<std::result::Result<Asked, Failure>>,
     /// How far the execution is.
@@ -118,7 +118,7 @@ pub(super) async fn publish(
         Step::Execute | Step::Prove | Step::Report | Step::Recheck | Step::Conclude => {
             executing(&mut next, request, step, seen);
         }
-        Step::Close(phase) => close(&mut next, request, *phase),
+        Step::Close(phase) => close(&mut next, request, *phase, seen),
         Step::Cancel => next.end(
             request,
             RollbackPhase::Cancelled,
@@ -234,7 +234,9 @@ fn asking(next: &mut Next, request: &RollbackRequest, step: &Step, seen: &Seen) 
     if *step == Step::Again {
         let why = match seen.ran.as_deref() {
             Some(Ran::Void(why)) => why.clone(),
-            _ => "the approval that was asked for is void; the plan is made and asked for again".into(),
+            _ => seen.said.clone().unwrap_or_else(|| {
+                "the approval that was asked for is void; the plan is made and asked for again".into()
+            }),
         };
         next.status.approval = None;
         next.approved(request, false, reasons::SUPERSEDED, &why);
@@ -366,23 +368,24 @@ fn conclude(next: &mut Next, request: &RollbackRequest, outcome: &Outcome, repor
     }
 }
 
-fn close(next: &mut Next, request: &RollbackRequest, phase: RollbackPhase) {
+fn close(next: &mut Next, request: &RollbackRequest, phase: RollbackPhase, seen: &Seen) {
+    let why = seen.said.as_deref().unwrap_or("its ApprovalRequest holds who and why");
     let (reason, message) = match phase {
         RollbackPhase::Expired => (
             reasons::EXPIRED,
-            "it was not approved in time; make a new request (another name, or another requestId)",
+            "it was not approved in time; make a new request (another name, or another requestId)".to_owned(),
         ),
         RollbackPhase::Cancelled => (
             reasons::CANCELLED,
-            "its ApprovalRequest was withdrawn; nothing was written",
+            format!("its ApprovalRequest was withdrawn ({why}); nothing was written"),
         ),
         _ => (
             reasons::REJECTED,
-            "an approver said no; the ApprovalRequest holds who and why; nothing was written",
+            format!("an approver said no ({why}); nothing was written"),
         ),
     };
-    next.approved(request, false, reason, message);
-    next.end(request, phase, reason, message);
+    next.approved(request, false, reason, &message);
+    next.end(request, phase, reason, &message);
 }
 
 /// What stands in the way, in one reason and one message.
