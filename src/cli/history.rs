@@ -9,7 +9,7 @@ use super::{
     shown,
 };
 use crate::ops::{
-    Error,
+    Error, Session,
     history::{self, Cursor, Query, Record},
     list::Scope,
 };
@@ -19,10 +19,16 @@ use crate::ops::{
   kubectl backstep history -n shop
   kubectl backstep history --limit 20 -o wide
   kubectl backstep history -A -o json
+  kubectl backstep history undo-1-9
+  kubectl backstep history undo-1-9 -o yaml
 
 Newest first, by when they were asked for. A finished RollbackRequest is its own record; of those that are gone the operator's store keeps one, \
-which is listed where you may read the store (administrators). `kubectl backstep plan --of REQUEST` shows what was done object by object.")]
+which is listed where you may read the store (administrators). `kubectl backstep history REQUEST` shows one record whole, with every failure, also of a request that is gone; `kubectl backstep plan --of \
+REQUEST` shows what was to be done object by object.")]
 pub struct Options {
+    /// Show the record of this request, whole
+    #[arg(conflicts_with_all = ["all_namespaces", "dry_runs", "limit", "continue_token"])]
+    request: Option<String>,
     /// Of all namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
@@ -46,6 +52,9 @@ fn cursor(text: &str) -> Result<Cursor, Error> {
 
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
     let session = context.session().await?;
+    if let Some(request) = &options.request {
+        return one(options, context, &session, request).await;
+    }
     let query = Query {
         scope: if options.all_namespaces {
             Scope::All
@@ -104,6 +113,39 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         context.out.note(format_args!(
             "More are left; go on with: --limit {limit} --continue {token}"
         ))?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn one(options: &Options, context: &mut Context, session: &Session, request: &str) -> Result<Exit, Failure> {
+    let spinner = context.out.spinner("reading");
+    let kept = Box::pin(history::one(session, context.store.as_ref(), request)).await;
+    spinner.finish_and_clear();
+    let kept = kept?;
+    let out = &mut context.out;
+    match options.output {
+        Format::Json | Format::Yaml => out.structured(options.output, &kept.record)?,
+        Format::Name => out.line(format_args!("rollbackrequest.backstep.dev/{}", kept.record.name))?,
+        Format::Table | Format::Wide => {
+            for (tone, line) in shown::record(&kept.record) {
+                let line = out.tone(tone, line);
+                out.line(line)?;
+            }
+        }
+    }
+    if let Some(why) = &kept.without_archive {
+        let omitted = kept
+            .record
+            .status
+            .items
+            .as_ref()
+            .and_then(|items| items.failures_omitted);
+        let omitted = omitted.map_or_else(String::new, |more| {
+            format!(", and {more} more failures are only in the store")
+        });
+        context
+            .out
+            .note(format_args!("This is what the request itself tells{omitted}: {why}"))?;
     }
     Ok(Exit::Ok)
 }

@@ -8,7 +8,11 @@ use kube::ResourceExt as _;
 use super::{Context, Exit, Failure, args, output::Format, scope::Scope, shown};
 use crate::{
     api::{RollbackPlan, RollbackRequest},
-    ops::{Class, Error, Session, delete, rollback},
+    ops::{
+        Class, Error, Session, delete,
+        report::{self, Whole},
+        rollback,
+    },
 };
 
 #[derive(Args)]
@@ -17,6 +21,11 @@ use crate::{
   kubectl backstep plan --lineage shop --previous --prune created
   kubectl backstep plan shop@7 --component Configuration,Images --diffs=none
   kubectl backstep plan --of undo-1-9 -o yaml
+  kubectl backstep plan --of undo-1-9 --full
+
+A plan above 256 KiB is cut in its object, which says so; the store keeps all of it, and --full reads it there, also of requests that are \
+gone. That is for administrators, as is all reading of the store. As a table it is read and written in parts of some MiB; as JSON or YAML \
+it is held whole.
 
 Nothing is written but a RollbackRequest with dryRun: true, which is deleted once its plan was printed; --keep leaves it. The plan is made \
 with your own rights: what you may not read is not shown, what you may not write is a failed check. The exit code is 9 when the rollback \
@@ -27,6 +36,9 @@ pub struct Options {
     /// Show the plan of this rollback request instead of making one
     #[arg(long, value_name = "REQUEST", conflicts_with_all = ["snapshot", "version", "tag", "previous", "as_of", "keep"])]
     of: Option<String>,
+    /// All of it, from the store where its object was cut
+    #[arg(long, requires = "of")]
+    full: bool,
     /// Leave the request and its plan
     #[arg(long)]
     keep: bool,
@@ -51,6 +63,9 @@ enum Diffs {
 
 pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failure> {
     let session = context.session().await?;
+    if let (Some(of), true) = (&options.of, options.full) {
+        return whole(options, context, &session, of).await;
+    }
     if let Some(of) = &options.of {
         let request = rollback::find(&session, of).await?;
         let name = request.name_any();
@@ -86,6 +101,48 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
         ))?;
     }
     outcome
+}
+
+async fn whole(options: &Options, context: &mut Context, session: &Session, of: &str) -> Result<Exit, Failure> {
+    let spinner = context.out.spinner("reading");
+    let found = Box::pin(report::whole(session, context.store.as_ref(), of)).await;
+    spinner.finish_and_clear();
+    let stored = match found? {
+        Whole::Object(plan) => {
+            print(options, context, &plan)?;
+            return Ok(Exit::Ok);
+        }
+        Whole::Stored(stored) => stored,
+    };
+    let mut plan = stored.plan();
+    if !matches!(options.output, Format::Table | Format::Wide) {
+        for part in 0..stored.parts() {
+            plan.spec.items.extend(stored.items(part).await?);
+        }
+        print(options, context, &plan)?;
+        return Ok(Exit::Ok);
+    }
+    let out = &mut context.out;
+    shown::head(out, &plan)?;
+    // What is done comes first, what stays as it is last.
+    for stays in [false, true] {
+        for part in 0..stored.parts() {
+            let mut items = stored.items(part).await?;
+            items.retain(|item| shown::stays(item) == stays);
+            shown::items(out, &items, options.diffs.into())?;
+        }
+    }
+    shown::tail(out, &plan)?;
+    Ok(Exit::Ok)
+}
+
+impl From<Diffs> for shown::Diffs {
+    fn from(diffs: Diffs) -> Self {
+        match diffs {
+            Diffs::All => Self::All,
+            Diffs::None => Self::None,
+        }
+    }
 }
 
 async fn shown_plan(
@@ -140,12 +197,6 @@ fn print(options: &Options, context: &mut Context, plan: &RollbackPlan) -> Resul
         Format::Name => context
             .out
             .line(format_args!("rollbackplan.backstep.dev/{}", plan.name_any())),
-        Format::Table | Format::Wide => {
-            let diffs = match options.diffs {
-                Diffs::All => shown::Diffs::All,
-                Diffs::None => shown::Diffs::None,
-            };
-            shown::plan(&mut context.out, plan, diffs)
-        }
+        Format::Table | Format::Wide => shown::plan(&mut context.out, plan, options.diffs.into()),
     }
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     api::{
-        RollbackPlan, RollbackRequest, RollbackRequestStatus,
+        RollbackPlan, RollbackRequest, RollbackRequestStatus, conditions,
         reference::{ObjectReference, Risk, RiskLevel},
         rollback_plan::{PlanAction, PlanItem, PlanSummary, PreflightOutcome},
         rollback_request::{
@@ -14,6 +14,7 @@ use crate::{
         },
         verify::VerifyOutcome,
     },
+    domain::record::Record,
     ops::rollback,
 };
 
@@ -125,8 +126,23 @@ fn why(item: &PlanItem) -> String {
     format!("  ({})", one_line(&text))
 }
 
-/// The whole plan: target, risk, items in order with their diffs, and the checks that did not simply pass.
+/// Whether nothing is done to the object.
+pub const fn stays(item: &PlanItem) -> bool {
+    matches!(item.action, PlanAction::Keep | PlanAction::Skip)
+}
+
+/// The plan: target, risk, items in order with their diffs, and the checks that did not simply pass.
 pub fn plan(out: &mut Out, plan: &RollbackPlan, diffs: Diffs) -> Result<(), Failure> {
+    head(out, plan)?;
+    let mut sorted: Vec<&PlanItem> = plan.spec.items.iter().collect();
+    // What is done comes first, in order; what stays as it is comes last.
+    sorted.sort_by_key(|item| (stays(item), item.order));
+    items(out, sorted, diffs)?;
+    tail(out, plan)
+}
+
+/// Target and risk.
+pub fn head(out: &mut Out, plan: &RollbackPlan) -> Result<(), Failure> {
     let spec = &plan.spec;
     out.line(format_args!(
         "Back to {} (version {})",
@@ -140,12 +156,11 @@ pub fn plan(out: &mut Out, plan: &RollbackPlan, diffs: Diffs) -> Result<(), Fail
         let detail = factor.detail.as_deref().map(one_line).unwrap_or_default();
         out.line(format_args!("  {points}  {}  {detail}", one_line(&factor.name)))?;
     }
-    let mut items: Vec<&PlanItem> = spec.items.iter().collect();
-    // What is done comes first, in order; what stays as it is comes last.
-    items.sort_by_key(|item| {
-        let stays = matches!(item.action, PlanAction::Keep | PlanAction::Skip);
-        (stays, item.order)
-    });
+    Ok(())
+}
+
+/// Items as they come, with their diffs.
+pub fn items<'a>(out: &mut Out, items: impl IntoIterator<Item = &'a PlanItem>, diffs: Diffs) -> Result<(), Failure> {
     let mut left = match diffs {
         Diffs::All => usize::MAX,
         Diffs::Lines(lines) => lines,
@@ -181,8 +196,18 @@ pub fn plan(out: &mut Out, plan: &RollbackPlan, diffs: Diffs) -> Result<(), Fail
         );
         out.line(more)?;
     }
+    Ok(())
+}
+
+/// Whether it was cut, the checks that did not simply pass, and the counts.
+pub fn tail(out: &mut Out, plan: &RollbackPlan) -> Result<(), Failure> {
+    let spec = &plan.spec;
     if spec.truncated {
-        let more = "the plan is longer than its object may be: items or diffs are left out here, the digest covers all of them";
+        let more = format!(
+            "the plan is longer than its object may be: items or diffs are left out here, the digest covers all of them; \
+             administrators see all of it: kubectl backstep plan --of {} --full",
+            one_line(&spec.request_ref.name)
+        );
         let more = out.tone(Tone::Bad, more);
         out.line(more)?;
     }
@@ -278,6 +303,72 @@ pub fn news(before: Option<&RollbackRequest>, now: &RollbackRequest) -> Vec<(Ton
         tested(verified, &mut lines);
     }
     lines.extend(taken("result", &old.result_snapshot, &new.result_snapshot));
+    lines
+}
+
+/// One finished rollback, whole.
+pub fn record(record: &Record) -> Vec<(Tone, String)> {
+    let (spec, status) = (&record.spec, &record.status);
+    let phase = status.phase.unwrap_or_default();
+    let mut lines = vec![(
+        phase_tone(phase),
+        format!("rollbackrequest {} in {}: {phase:?}", record.name, record.namespace),
+    )];
+    let mut plain = |text: String| lines.push((Tone::Plain, one_line(&text)));
+    if let Some(to) = &status.resolved {
+        plain(format!("Back to {} (version {})", to.name, to.version));
+    }
+    let asked = spec.requested_by.as_ref().and_then(|by| by.username.clone());
+    if let Some(by) = spec.on_behalf_of.as_ref().map(|by| by.username.clone()).or(asked) {
+        let reason = spec.reason.clone().unwrap_or_default();
+        let why = reason
+            .message
+            .map_or_else(String::new, |message| format!(": {message}"));
+        plain(format!("Asked for by {by}, {:?}{why}", reason.type_));
+    }
+    for decision in &record.decisions {
+        let counted = match (&decision.reason, decision.counted) {
+            (_, Some(true)) => String::new(),
+            (Some(why), _) => format!(" (not counted: {why})"),
+            (None, _) => " (not counted)".to_owned(),
+        };
+        plain(format!(
+            "{:?} by {} in stage {}{counted}",
+            decision.decision, decision.username, decision.stage
+        ));
+    }
+    if let Some(plan) = &status.plan {
+        plain(planned(plan));
+    }
+    let ready = status.conditions.iter().find(|c| c.type_ == conditions::READY);
+    if let Some(ready) = ready {
+        plain(format!("{}: {}", ready.reason, ready.message));
+    }
+    lines.extend(status.steps.iter().map(step));
+    for (what, taken) in [("safety", &status.safety_snapshot), ("result", &status.result_snapshot)] {
+        if let Some(taken) = taken {
+            lines.push((
+                Tone::Plain,
+                format!("  {what} snapshot {} (version {})", taken.name, taken.version),
+            ));
+        }
+    }
+    if let Some(items) = &status.items {
+        let whole = ItemsStatus {
+            failures: record.every_failure().to_vec(),
+            ..items.clone()
+        };
+        done(&whole, &ItemsStatus::default(), true, &mut lines);
+    }
+    if let Some(verified) = &status.verification {
+        tested(verified, &mut lines);
+    }
+    lines.extend(
+        record
+            .notes
+            .iter()
+            .map(|note| (Tone::Plain, format!("  {}", one_line(note)))),
+    );
     lines
 }
 

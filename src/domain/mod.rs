@@ -8,6 +8,7 @@ pub mod lifecycle;
 pub mod object;
 pub mod plan;
 pub mod record;
+pub mod report;
 pub mod rollback;
 pub mod snapshot;
 pub mod target;

@@ -3,9 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{RollbackRequestSpec, RollbackRequestStatus, approval_request::RecordedDecision},
+    api::{
+        RollbackRequestSpec, RollbackRequestStatus, approval_request::RecordedDecision, rollback_request::ItemFailure,
+    },
     domain::object::Digest,
 };
+
+/// Most failures that a record holds: with the longest names and messages they stay within 32 MiB.
+pub const MOST_FAILURES: usize = 30_000;
 
 /// A finished request: who, why, what, by whose leave, and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +29,25 @@ pub struct Record {
     /// The decisions on it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decisions: Vec<RecordedDecision>,
+    /// Every failure of its items, where the status holds the first ones only; at most [`MOST_FAILURES`], of which `status.items.failed`
+    /// tells the number there were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<ItemFailure>,
+    /// What else a reader should know: objects that stayed as they are, images that were pinned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+impl Record {
+    /// Every failure that is known of.
+    pub fn every_failure(&self) -> &[ItemFailure] {
+        let first = self.status.items.as_ref().map_or(&[][..], |items| &items.failures);
+        if self.failures.len() > first.len() {
+            &self.failures
+        } else {
+            first
+        }
+    }
 }
 
 /// Where the records of one namespace begin: 16 hexadecimal digits and `-`.

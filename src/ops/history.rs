@@ -202,6 +202,98 @@ pub async fn history(session: &Session, chosen: Option<&Location>, query: &Query
     Ok(page)
 }
 
+/// What is kept of one finished rollback, and why it may not be all.
+#[derive(Debug)]
+pub struct Kept {
+    /// The record.
+    pub record: record::Record,
+    /// Why the repository was not asked; the record is what the request itself tells then.
+    pub without_archive: Option<String>,
+}
+
+/// The record of the finished request `name`, also where the request is gone: then the newest of that name.
+///
+/// # Errors
+/// `Refused` while it is not over; `NotFound` where nothing is kept of it; those of the store where only the store can tell.
+pub async fn one(session: &Session, chosen: Option<&Location>, name: &str) -> Result<Kept> {
+    let request = match rollback::find(session, name).await {
+        Ok(request) => request,
+        Err(error) if error.class == Class::NotFound => {
+            let contents = Contents::open(session, chosen).await?;
+            let record = gone(session, &contents, name).await?.ok_or(error)?;
+            return Ok(Kept {
+                record,
+                without_archive: None,
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    let name = request.name_any();
+    if !rollback::is_over(&request) {
+        let phase = rollback::phase(&request);
+        return Err(
+            Error::new(Class::Refused, format!("rollbackrequest {name} is not over"))
+                .because(format!("it is {phase:?}"))
+                .fix(format!(
+                    "follow it: kubectl backstep watch {name} -n {}",
+                    session.namespace
+                )),
+        );
+    }
+    let archived = match Contents::open(session, chosen).await {
+        Ok(contents) => Ok(of(&contents, &request).await?),
+        Err(error) if error.class == Class::Corrupt => return Err(error),
+        Err(error) => Err(error.what),
+    };
+    Ok(match archived {
+        Ok(Some(record)) => Kept {
+            record,
+            without_archive: None,
+        },
+        Ok(None) => Kept {
+            record: told(&request),
+            without_archive: Some("the repository keeps no record of it".to_owned()).filter(|_| !request.spec.dry_run),
+        },
+        Err(why) => Kept {
+            record: told(&request),
+            without_archive: Some(why),
+        },
+    })
+}
+
+/// The record that the repository keeps of `request`.
+async fn of(contents: &Contents, request: &RollbackRequest) -> Result<Option<record::Record>> {
+    let created = request.creation_timestamp().map_or(0, |t| t.0.as_millisecond());
+    let namespace = request.namespace().unwrap_or_default();
+    let name = record::name(&namespace, created, &request.uid().unwrap_or_default());
+    let document = contents.repository().document(Room::History, &name).await;
+    document.map_err(|e| failed(&e))
+}
+
+/// The newest record of a request `name` of the session's namespace that is gone.
+pub(super) async fn gone(session: &Session, contents: &Contents, name: &str) -> Result<Option<record::Record>> {
+    let name = rollback::bare_name(name, &rollback::KINDS)?;
+    let names = contents.repository().documents(Room::History).await;
+    let place = record::place(&session.namespace);
+    // Their names tell the time, not the request's name.
+    for document in names
+        .map_err(|e| failed(&e))?
+        .iter()
+        .rev()
+        .filter(|n| n.starts_with(&place))
+    {
+        let found: Option<record::Record> = contents
+            .repository()
+            .document(Room::History, document)
+            .await
+            .map_err(|e| failed(&e))?;
+        if let Some(record) = found.filter(|record| record.name == name) {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
 /// Finds the records that the repository keeps of the namespaces asked for.
 async fn stored(
     session: &Session,
@@ -247,16 +339,22 @@ async fn approvers(session: &Session, scope: Scope) -> Result<Option<BTreeMap<St
     Ok(Some(by_request))
 }
 
-fn live(request: &RollbackRequest, approvers: Option<&BTreeMap<String, Vec<String>>>) -> Record {
-    let uid = request.uid().unwrap_or_default();
-    let kept = record::Record {
+/// What the request itself tells.
+fn told(request: &RollbackRequest) -> record::Record {
+    record::Record {
         namespace: request.namespace().unwrap_or_default(),
         name: request.name_any(),
+        uid: request.uid().unwrap_or_default(),
         spec: request.spec.clone(),
         status: request.status.clone().unwrap_or_default(),
         decisions: Vec::new(),
-        uid,
-    };
+        failures: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn live(request: &RollbackRequest, approvers: Option<&BTreeMap<String, Vec<String>>>) -> Record {
+    let kept = told(request);
     let approvers = approvers.map(|a| a.get(&kept.uid).cloned().unwrap_or_default());
     let created = request.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
     record(kept, approvers, created, false)

@@ -14,6 +14,7 @@ pub mod history;
 pub mod list;
 pub mod live;
 pub mod reference;
+pub mod report;
 pub mod retained;
 pub mod rollback;
 pub mod session;

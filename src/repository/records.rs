@@ -1,5 +1,5 @@
 //! Documents beside the snapshots: what was approved, what came of it, and that it ran. Each is written once under a key of its
-//! own and never changed; it lives as long as nobody deletes it.
+//! own and never changed; it lives as long as nobody deletes it. What a plan is bound to goes when its request is over.
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -24,16 +24,19 @@ pub enum Room {
     Ledger,
     /// What came of finished requests.
     History,
+    /// Plans that are longer than their object may be, whole.
+    Reports,
 }
 
 impl Room {
-    const ALL: [Self; 3] = [Self::Plans, Self::Ledger, Self::History];
+    const ALL: [Self; 4] = [Self::Plans, Self::Ledger, Self::History, Self::Reports];
 
     const fn prefix(self) -> &'static str {
         match self {
             Self::Plans => "plans/",
             Self::Ledger => "ledger/",
             Self::History => "history/",
+            Self::Reports => "reports/",
         }
     }
 

@@ -22,13 +22,13 @@ use crate::{
         access::Question,
         clock,
         list::{self, Collection},
-        write::{Place, WriteError, perform},
+        write::{Place, WriteError, Written, perform},
     },
     controller::context::Context,
     domain::{
-        object::ObjectId,
+        object::{ObjectId, SecretValues, normalise},
         plan::{
-            Bound, Item, Plan, quota,
+            Bound, Item, Plan, PutBack, quota,
             write::{Around, Call, WriteRefusal, calls},
         },
     },
@@ -43,13 +43,13 @@ const MOST: usize = 5000;
 /// Stands for the UID of an owner that is not there yet; the server asks only that there is one.
 const NOT_YET: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Rights of the operator, dry runs, quotas and the namespace's phase.
+/// Rights of the operator, dry runs, quotas and the namespace's phase; and what the server puts back whatever is written.
 pub(super) async fn check(
     context: &Context,
     request: &RollbackRequest,
     sides: &Sides,
     plan: &Plan<Bound>,
-) -> Result<Vec<PreflightResult>, Failure> {
+) -> Result<(Vec<PreflightResult>, PutBack), Failure> {
     let namespace = request.namespace().unwrap_or_default();
     let writes = writes(sides, plan, &namespace);
     let missing = missing_rights(context, &writes, &namespace).await?;
@@ -63,8 +63,9 @@ pub(super) async fn check(
         namespace_stays(context, &namespace).await?,
         quotas(context, sides, plan, &namespace).await?,
     ];
+    let mut put_back = PutBack::new();
     checks.push(if missing.is_empty() {
-        dry_runs(context, request.spec.preflight, writes).await?
+        dry_runs(context, sides, request.spec.preflight, writes, &mut put_back).await?
     } else {
         result(
             "DryRuns",
@@ -72,7 +73,7 @@ pub(super) async fn check(
             "without the operator's rights nothing can be tried".into(),
         )
     });
-    Ok(checks)
+    Ok((checks, put_back))
 }
 
 fn result(check: &str, result: PreflightOutcome, detail: String) -> PreflightResult {
@@ -248,39 +249,64 @@ async fn quotas(
     })
 }
 
-async fn dry_runs(context: &Context, preflight: Preflight, writes: Vec<Write<'_>>) -> Result<PreflightResult, Failure> {
+/// What the server made of an item, where that is not what was asked for.
+fn learn(sides: &Sides, item: &Item, written: Written, put_back: &mut PutBack) {
+    let Some(kind) = sides.kinds.get(&(item.id.group.clone(), item.id.kind.clone())) else {
+        return;
+    };
+    // Nothing was asked for, or nothing came back.
+    if item.desired.is_none() || written.object.0.is_null() {
+        return;
+    }
+    let normal = normalise(written.object.0, &kind.info, &kind.shape, SecretValues::Keep).ok();
+    let Some(answer) = normal.and_then(|normal| serde_json::from_slice(&normal.content).ok()) else {
+        return;
+    };
+    let fields = item.put_back(&answer);
+    if !fields.is_empty() {
+        put_back.insert(item.id.clone(), fields);
+    }
+}
+
+async fn dry_runs(
+    context: &Context,
+    sides: &Sides,
+    preflight: Preflight,
+    writes: Vec<Write<'_>>,
+    put_back: &mut PutBack,
+) -> Result<PreflightResult, Failure> {
     let looked_at = if preflight == Preflight::Auto {
         looked_at(context).await
     } else {
         LookedAt::All
     };
     let mut later = Vec::new();
-    let mut tried = Vec::new();
+    let (mut tried, mut items) = (Vec::new(), Vec::new());
     let mut failed = Vec::new();
     for write in writes {
         match (write.place, write.calls) {
             (_, Err(refusal)) => failed.push(format!("{}: {refusal}", write.item.id)),
             (None, Ok(_)) => later.push(format!("{} (its definition comes back with it)", write.item.id)),
             (Some(place), Ok(calls)) if looked_at.by_somebody(&place) => {
-                tried.push((write.item.id.clone(), place, calls));
+                tried.push((items.len(), place, calls));
+                items.push(write.item);
             }
             // This server took it before, and nobody but the server looks at it.
             (Some(_), Ok(_)) => {}
         }
     }
-    let outcomes: Vec<_> = stream::iter(tried)
-        .map(|(id, place, calls)| async move { (id, perform(&context.client, &place, &calls, true).await) })
-        .buffer_unordered(DRY_RUNS)
-        .collect()
-        .await;
-    for (id, outcome) in outcomes {
+    let mut outcomes = stream::iter(tried)
+        .map(|(at, place, calls)| async move { (at, perform(&context.client, &place, &calls, true).await) })
+        .buffer_unordered(DRY_RUNS);
+    while let Some((at, outcome)) = outcomes.next().await {
+        let item: &Item = items[at];
         match outcome {
-            Ok(_) => {}
+            Ok(written) => learn(sides, item, written, put_back),
             Err(WriteError::Drift(moved)) => later.push(moved),
             Err(WriteError::Failed(error)) => {
                 let text = error.to_string();
                 if text.contains("does not support dry run") {
-                    later.push(format!("{id} (a webhook refuses dry runs)"));
+                    later.push(format!("{} (a webhook refuses dry runs)", item.id));
                 } else {
                     failed.push(text);
                 }

@@ -23,7 +23,7 @@ use crate::{
     domain::{
         approval::gate::{Gate, Known, Target},
         object::{Digest, canonical},
-        plan::{Bound, Plan, digest::BoundItem},
+        plan::{Bound, Plan, PutBack, digest::BoundItem, put_back},
     },
     repository::{Put, Repository, Room},
 };
@@ -39,6 +39,16 @@ pub(super) struct Approved {
     pub namespace_uid: String,
     /// The items of the plan.
     pub items: Vec<BoundItem>,
+    /// What the server puts back whatever is written: the plan is the same only where this is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub put_back: Vec<put_back::Entry>,
+}
+
+impl Approved {
+    /// What the server puts back.
+    pub fn put_back(&self) -> PutBack {
+        put_back::from_entries(self.put_back.clone())
+    }
 }
 
 /// One execution that there was.

@@ -8,7 +8,7 @@ use kube::{
 };
 
 use crate::{
-    api::{ApprovalRequest, RollbackRequest, RollbackRequestStatus},
+    api::{ApprovalRequest, RollbackRequest, RollbackRequestStatus, rollback_request::ItemFailure},
     cluster::call,
     controller::context::Context,
     domain::{
@@ -20,12 +20,18 @@ use crate::{
 
 /// Keeps the record of `request`, which ended with `status`, and lets the oldest finished requests beyond the limit go. What
 /// cannot be kept is said in a log line and an Event; the request itself still holds it.
-pub(super) async fn keep(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) {
+pub(super) async fn keep(
+    context: &Context,
+    request: &RollbackRequest,
+    status: &RollbackRequestStatus,
+    failures: &[ItemFailure],
+    notes: &[String],
+) {
     // A dry run changed nothing: there is nothing to remember, and its plan goes with it.
     if request.spec.dry_run {
         return;
     }
-    if let Err(why) = write(context, request, status).await {
+    if let Err(why) = write(context, request, status, failures, notes).await {
         tracing::warn!(namespace = request.namespace(), name = request.name_any(), %why, "the record was not kept");
         let note = format!(
             "the record was not kept in the repository: {why}; do not delete the request before you have read it"
@@ -38,7 +44,13 @@ pub(super) async fn keep(context: &Context, request: &RollbackRequest, status: &
     }
 }
 
-async fn write(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus) -> Result<(), String> {
+async fn write(
+    context: &Context,
+    request: &RollbackRequest,
+    status: &RollbackRequestStatus,
+    failures: &[ItemFailure],
+    notes: &[String],
+) -> Result<(), String> {
     let repository = super::repository(context).map_err(|failure| failure.message)?;
     let namespace = request.namespace().unwrap_or_default();
     let uid = request.uid().unwrap_or_default();
@@ -60,6 +72,14 @@ async fn write(context: &Context, request: &RollbackRequest, status: &RollbackRe
         spec: request.spec.clone(),
         status: status.clone(),
         decisions,
+        // Where the status has them all, they are not kept twice.
+        failures: match &status.items {
+            Some(items) if items.failures_omitted.is_some() => {
+                failures.iter().take(record::MOST_FAILURES).cloned().collect()
+            }
+            _ => Vec::new(),
+        },
+        notes: notes.to_vec(),
     };
     let name = record::name(&namespace, created, &uid);
     // Written once: after a crash the same end is found again.

@@ -5,6 +5,7 @@ mod execute;
 mod gate;
 mod gather;
 mod history;
+pub mod leftovers;
 mod plan;
 mod preflight;
 mod run;
@@ -128,6 +129,8 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
         execution: execution_fact(&executed),
     };
     let step = rollback::next(&facts);
+    let running = planner.running().get(&uid).map(|running| running.report.clone());
+    let ends = step == Step::Conclude;
     let mut seen = status::Seen {
         planned: taken(&plan),
         approval: match approval {
@@ -137,13 +140,26 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
         said,
         asked: None,
         ran: taken(&executed),
-        report: planner.running().get(&uid).map(|running| running.report.read()),
+        report: running.as_ref().map(Reporter::read),
+        failures: running
+            .as_ref()
+            .filter(|_| ends)
+            .map(Reporter::failures)
+            .unwrap_or_default(),
+        notes: running
+            .as_ref()
+            .filter(|_| ends)
+            .map(Reporter::notes)
+            .unwrap_or_default(),
     };
     planner.before(&request, &step, &mut seen).await?;
     if step == Step::Report {
         planner.pass_on(&request, objection.as_deref());
     }
     let requeue = status::publish(&request, &step, &seen, &planner.context).await?;
+    if step == Step::Again {
+        leftovers::let_go(&planner.context, &request, request.status.as_ref()).await;
+    }
     planner.after(&request, &step);
     Ok(requeue)
 }

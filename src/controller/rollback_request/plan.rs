@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use super::{
+    dry_runs,
     gate::{self, Approved},
     gather::{self, Sides},
     preflight, target, written,
@@ -32,10 +33,11 @@ use crate::{
     domain::{
         approval::policy::{Chosen, NoRoute, Traits},
         object::{Digest, ObjectId, canonical},
-        plan::{self, Binding, Bound, Drafted, Facts, Inputs, Options, Pin, Plan, risk},
+        plan::{self, Binding, Bound, Drafted, Facts, Inputs, Options, Pin, Plan, PutBack, put_back, risk},
+        report,
         snapshot::{Extras, Selection},
     },
-    repository::Room,
+    repository::{Repository, Room},
 };
 
 /// Every component whose objects a plan may name.
@@ -89,9 +91,27 @@ pub(super) struct Made {
     pub route: Option<Result<Chosen, NoRoute>>,
     facts: Facts,
     binding: Binding,
+    captured_at: Timestamp,
 }
 
 impl Made {
+    /// The plan for the target again, knowing what the server puts back.
+    async fn knowing(
+        mut self,
+        context: &Context,
+        request: &RollbackRequest,
+        put_back: PutBack,
+    ) -> Result<(Self, Plan<Bound>), Failure> {
+        self.facts.put_back = put_back;
+        let drafted = draft(&self.sides, &self.options, &self.facts)?;
+        self.risk = rating(&drafted, self.captured_at, &self.sides, &self.extras);
+        let (route, policy) = route(context, request, &self.resolved, &drafted, &self.risk).await?;
+        self.route = Some(route);
+        self.binding.policy_digest = policy;
+        let bound = drafted.bind(self.binding.clone(), &self.sides.key);
+        Ok((self, bound))
+    }
+
     /// The same plan, but that `drifted` objects stay as they are.
     pub(super) fn keeping(&self, drifted: BTreeSet<ObjectId>) -> Result<Plan<Bound>, Failure> {
         let facts = Facts {
@@ -126,8 +146,15 @@ pub(super) async fn make(
         );
         return Err(Failure::new(Class::Invalid, reasons::ALREADY_EXECUTED, message));
     }
-    let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target).await?;
-    let checks = preflight::check(context, request, &repository, &resolved, &made.sides, &bound).await?;
+    let known = PutBack::new();
+    let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target, &known).await?;
+    let (tried, put_back) = dry_runs::check(context, request, &made.sides, &bound).await?;
+    let (made, bound) = if put_back.is_empty() {
+        (made, bound)
+    } else {
+        made.knowing(context, request, put_back).await?
+    };
+    let checks = preflight::check(context, request, &repository, &resolved, &made.sides, &bound, tried).await?;
     let readable = preflight::readable(context, request, &made.sides, &bound).await?;
     let obstacles: Vec<_> = checks
         .iter()
@@ -135,12 +162,14 @@ pub(super) async fn make(
         .cloned()
         .collect();
     let empty = bound.is_empty();
-    if obstacles.is_empty() && !empty && !request.spec.dry_run {
+    let to_keep = !empty || !made.facts.put_back.is_empty();
+    if obstacles.is_empty() && to_keep && !request.spec.dry_run {
         // What an approval will be bound to is kept before anybody is asked: the gate compares with it.
         let name = items_name(request, bound.digest());
         let approved = Approved {
             namespace_uid: gate::namespace_uid(context, request).await?.unwrap_or_default(),
             items: bound.bound_items().to_vec(),
+            put_back: put_back::to_entries(made.facts.put_back.clone()),
         };
         repository
             .put_document(Room::Plans, &name, &approved)
@@ -148,7 +177,19 @@ pub(super) async fn make(
             .map_err(|e| super::store_failure(&e))?;
     }
     let Made { risk, route, sides, .. } = made;
-    let plan = written::write(context, request, &resolved, &bound, risk, checks, &sides, &readable).await?;
+    let (sides, readable) = (&sides, &readable);
+    let plan = written::write(
+        context,
+        &repository,
+        request,
+        &resolved,
+        &bound,
+        risk,
+        checks,
+        sides,
+        readable,
+    )
+    .await?;
     Ok(Written {
         resolved,
         plan,
@@ -161,16 +202,27 @@ pub(super) async fn make(
 
 /// Name of the document that holds the bound items of a plan of `request`.
 pub(super) fn items_name(request: &RollbackRequest, digest: Digest) -> String {
-    format!("{}-{}", request.uid().unwrap_or_default(), digest.to_hex())
+    report::name(&request.uid().unwrap_or_default(), digest)
 }
 
-/// A plan from what the Snapshot holds and what is live now. Nothing is written.
+/// What the server puts back, as it was learned when the plan of `request` was made.
+pub(super) async fn put_back(repository: &Repository, request: &RollbackRequest) -> Result<PutBack, Failure> {
+    let plan = request.status.as_ref().and_then(|status| status.plan.as_ref());
+    let Some(digest) = plan.and_then(|plan| plan.digest.parse().ok()) else {
+        return Ok(PutBack::new());
+    };
+    let approved = gate::approved(repository, request, digest).await?;
+    Ok(approved.map(|approved| approved.put_back()).unwrap_or_default())
+}
+
+/// A plan from what the Snapshot holds and what is live now, given what the server puts back. Nothing is written.
 pub(super) async fn from_live(
     context: &Context,
     catalog: &Mutex<Catalog>,
     request: &RollbackRequest,
     resolved: &ResolvedSnapshot,
     aim: Aim<'_>,
+    put_back: &PutBack,
 ) -> Result<(Made, Plan<Bound>), Failure> {
     let repository = super::repository(context)?;
     let manifest = repository
@@ -202,21 +254,14 @@ pub(super) async fn from_live(
         unserved: sides.unserved.clone(),
         owners: sides.owners.clone(),
         pins: pins(request, &extras),
+        put_back: put_back.clone(),
         drifted: BTreeSet::new(),
     };
     let drafted = draft(&sides, &options, &facts)?;
     let risk = rating(&drafted, record.created_at, &sides, &extras);
     let (route, policy) = match aim {
         Aim::Target => {
-            let components = drafted.writes().map(|item| item.component).collect();
-            let asking = Asking {
-                risk: risk.level,
-                traits: Traits::of(&drafted),
-                components: &components,
-                snapshot: resolved,
-            };
-            let route = approval_request::choose(context, request, &asking).await?;
-            let policy = route.as_ref().ok().and_then(|chosen| chosen.policy.digest.parse().ok());
+            let (route, policy) = route(context, request, resolved, &drafted, &risk).await?;
             (Some(route), policy)
         }
         Aim::Rest(policy) | Aim::Undo(_, policy) => (None, Some(policy)),
@@ -226,6 +271,7 @@ pub(super) async fn from_live(
     let made = Made {
         resolved: resolved.clone(),
         extras,
+        captured_at: record.created_at,
         sides,
         options,
         risk,
@@ -234,6 +280,26 @@ pub(super) async fn from_live(
         binding,
     };
     Ok((made, bound))
+}
+
+/// How what `drafted` does is approved, and the digest of the policy.
+async fn route(
+    context: &Context,
+    request: &RollbackRequest,
+    resolved: &ResolvedSnapshot,
+    drafted: &Plan<Drafted>,
+    risk: &Risk,
+) -> Result<(Result<Chosen, NoRoute>, Option<Digest>), Failure> {
+    let components = drafted.writes().map(|item| item.component).collect();
+    let asking = Asking {
+        risk: risk.level,
+        traits: Traits::of(drafted),
+        components: &components,
+        snapshot: resolved,
+    };
+    let route = approval_request::choose(context, request, &asking).await?;
+    let policy = route.as_ref().ok().and_then(|chosen| chosen.policy.digest.parse().ok());
+    Ok((route, policy))
 }
 
 fn draft(sides: &Sides, options: &Options, facts: &Facts) -> Result<Plan<Drafted>, Failure> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
 
-use super::{dry_runs, gate, gather::Sides, verify};
+use super::{gate, gather::Sides, verify};
 use crate::{
     api::{
         RollbackRequest,
@@ -32,7 +32,7 @@ const SHOWN: usize = 8;
 /// Objects whose difference the requester may read.
 pub(super) type Readable = HashSet<ObjectId>;
 
-/// Looks at everything that can be known before a write.
+/// Looks at everything that can be known before a write; `tried` is what [`super::dry_runs`] found.
 pub(super) async fn check(
     context: &Context,
     request: &RollbackRequest,
@@ -40,6 +40,7 @@ pub(super) async fn check(
     resolved: &ResolvedSnapshot,
     sides: &Sides,
     plan: &Plan<Bound>,
+    tried: Vec<PreflightResult>,
 ) -> Result<Vec<PreflightResult>, Failure> {
     let mut checks = vec![snapshot_verified(repository, resolved).await];
     checks.push(named(
@@ -60,7 +61,7 @@ pub(super) async fn check(
     checks.push(rights(context, request, sides, plan).await?);
     checks.push(owners_in_git(request, plan));
     checks.extend(verify::preflight(context, request, resolved, &sides.kinds).await?);
-    checks.extend(dry_runs::check(context, request, sides, plan).await?);
+    checks.extend(tried);
     Ok(checks)
 }
 

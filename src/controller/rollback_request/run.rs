@@ -340,7 +340,8 @@ async fn permitted(
         });
     };
     let aim = if used { Aim::Rest(policy) } else { Aim::Target };
-    let (made, plan) = plan::from_live(context, &planner.catalog, request, &resolved, aim).await?;
+    let put_back = approved.put_back();
+    let (made, plan) = plan::from_live(context, &planner.catalog, request, &resolved, aim, &put_back).await?;
     let asked = Asked {
         made,
         approval,

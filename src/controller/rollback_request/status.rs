@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt as _, api::PostParams, runtime::controller::Action};
 use super::{
     PlanOutcome,
     execute::{Outcome, Report},
-    history,
+    history, leftovers,
     plan::Written,
     run::Ran,
 };
@@ -19,7 +19,7 @@ use crate::{
         conditions::{self, NewCondition},
         reasons,
         rollback_plan::PlanAction,
-        rollback_request::{ApprovalStatus, PlanStatus, RollbackPhase},
+        rollback_request::{ApprovalStatus, ItemFailure, PlanStatus, RollbackPhase},
     },
     capture::Failure,
     cluster::{Result, call, clock},
@@ -50,6 +50,10 @@ pub(super) struct Seen {
     pub report: Option<Report>,
     /// What came of it.
     pub ran: Option<Arc<Ran>>,
+    /// Every failure of an execution that has ended.
+    pub failures: Vec<ItemFailure>,
+    /// What its reader should know besides.
+    pub notes: Vec<String>,
 }
 
 /// An Event to record: whether it is a warning, reason, note.
@@ -126,10 +130,10 @@ pub(super) async fn publish(
             "withdrawn before anything was written",
         ),
     }
-    write(request, next, context).await
+    write(request, next, seen, context).await
 }
 
-async fn write(request: &Arc<RollbackRequest>, next: Next, context: &Context) -> Result<Action> {
+async fn write(request: &Arc<RollbackRequest>, next: Next, seen: &Seen, context: &Context) -> Result<Action> {
     let Next {
         mut status,
         requeue,
@@ -140,9 +144,10 @@ async fn write(request: &Arc<RollbackRequest>, next: Next, context: &Context) ->
     if request.status.as_ref() == Some(&status) {
         return Ok(requeue);
     }
-    if rollback::is_final(phase) {
+    let is_final = rollback::is_final(phase);
+    if is_final {
         // Before the status says that it is over: a crash in between finds the same end again.
-        history::keep(context, request, &status).await;
+        history::keep(context, request, &status, &seen.failures, &seen.notes).await;
     }
     let namespace = request.namespace().unwrap_or_default();
     let name = request.name_any();
@@ -153,6 +158,10 @@ async fn write(request: &Arc<RollbackRequest>, next: Next, context: &Context) ->
     let what = format!("write the status of rollbackrequest {namespace}/{name}");
     call::repeat(&what, call::DEADLINE, || api.replace_status(&name, &params, &changed)).await?;
     count(context, request, changed.status.as_ref());
+    if is_final {
+        // Not before: until then an execution that goes on asks what was approved.
+        leftovers::let_go(context, request, changed.status.as_ref()).await;
+    }
     if let Some((warning, reason, note)) = event {
         context
             .event(request.as_ref(), warning, reason, "Rollback", &note)

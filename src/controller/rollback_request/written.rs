@@ -1,4 +1,4 @@
-//! The `RollbackPlan` that people read.
+//! The `RollbackPlan` that people read, and its whole in the repository where it is longer than an object may be.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
@@ -17,20 +17,29 @@ use crate::{
     cluster::{Class, call},
     controller::context::Context,
     domain::{
-        object::diff,
+        object::{Digest, diff},
         plan::{self, Action, Bound, Item, Plan},
+        report,
     },
+    repository::{Repository, Room},
 };
 
 /// Most bytes of a written plan.
 const PLAN_BYTES: usize = 256 * 1024;
-/// Most bytes of one diff.
+/// Most bytes of one diff in it.
 const DIFF_BYTES: usize = 16 * 1024;
+/// Most characters of a detail in it.
+const DETAIL: usize = 1000;
+/// Most items in it.
+const ITEMS: usize = 2000;
+/// Bytes of JSON after which a part of a whole plan is written: that much is held at once, and one item more.
+const PART_BYTES: usize = 4 << 20;
 
-/// Writes the plan; the same plan of the same request is written once.
+/// Writes the plan; the same plan of the same request is written once. What does not fit is kept in the repository first.
 #[allow(clippy::too_many_arguments)]
 pub(super) async fn write(
     context: &Context,
+    repository: &Repository,
     request: &RollbackRequest,
     resolved: &ResolvedSnapshot,
     bound: &Plan<Bound>,
@@ -40,8 +49,14 @@ pub(super) async fn write(
     readable: &preflight::Readable,
 ) -> Result<RollbackPlan, Failure> {
     let digest = bound.digest();
-    let mut items: Vec<PlanItem> = bound.items().iter().map(|item| shown(item, sides, readable)).collect();
-    let truncated = fit(&mut items);
+    let mut truncated = bound.items().len() > ITEMS;
+    let mut items = Vec::with_capacity(bound.items().len().min(ITEMS));
+    for item in bound.items().iter().take(ITEMS) {
+        let mut item = shown(item, sides, readable);
+        truncated |= cut_short(&mut item);
+        items.push(item);
+    }
+    truncated |= fit(&mut items);
     let summary = bound.summary();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let namespace = request.namespace().unwrap_or_default();
@@ -90,6 +105,10 @@ pub(super) async fn write(
             truncated,
         },
     };
+    if truncated {
+        let kept = keep_whole(repository, &plan, bound, sides, readable).await;
+        kept.map_err(|e| super::store_failure(&e))?;
+    }
     let api: Api<RollbackPlan> = Api::namespaced(context.client.clone(), &namespace);
     let name = plan.name_any();
     let what = format!("create rollbackplan {namespace}/{name}");
@@ -114,6 +133,51 @@ pub(super) async fn write(
     }
 }
 
+/// Keeps every item with its whole difference, part by part, and then what names the parts: without it there is no report.
+async fn keep_whole(
+    repository: &Repository,
+    plan: &RollbackPlan,
+    bound: &Plan<Bound>,
+    sides: &Sides,
+    readable: &preflight::Readable,
+) -> Result<(), crate::repository::Error> {
+    let uid = &plan.spec.request_ref.uid;
+    let mut parts = Vec::new();
+    let mut items: Vec<PlanItem> = Vec::new();
+    let mut bytes = 0;
+    let mut left = bound.items().iter().peekable();
+    while let Some(item) = left.next() {
+        let item = shown(item, sides, readable);
+        bytes += size(&item);
+        items.push(item);
+        if bytes >= PART_BYTES || left.peek().is_none() {
+            bytes = 0;
+            let part = report::Part {
+                items: std::mem::take(&mut items),
+            };
+            let json = serde_json::to_vec(&part).unwrap_or_default();
+            let name = report::part(uid, Digest::of(&json));
+            drop(json);
+            repository.put_document(Room::Reports, &name, &part).await?;
+            parts.push(name);
+        }
+    }
+    let head = report::Head {
+        namespace: plan.namespace().unwrap_or_default(),
+        name: plan.name_any(),
+        spec: RollbackPlanSpec {
+            items: Vec::new(),
+            truncated: false,
+            ..plan.spec.clone()
+        },
+        items: bound.items().len() as u64,
+        parts,
+    };
+    let name = report::name(uid, bound.digest());
+    repository.put_document(Room::Reports, &name, &head).await.map(drop)
+}
+
+/// One item, whole.
 fn shown(item: &Item, sides: &Sides, readable: &preflight::Readable) -> PlanItem {
     let keyed = |digest| plan::digest::item_digest(&item.id, digest, &sides.key).to_string();
     let may_read = readable.contains(&item.id);
@@ -166,10 +230,27 @@ fn shown(item: &Item, sides: &Sides, readable: &preflight::Readable) -> PlanItem
         },
         live_digest: item.live.as_ref().map(|l| keyed(l.digest)),
         target_digest: item.target_digest.map(keyed),
-        diff: text.filter(|t| !t.is_empty()).map(|t| cut(&t, DIFF_BYTES)),
+        diff: text.filter(|t| !t.is_empty()),
         reason: item.action.reason(),
-        detail: (!details.is_empty()).then(|| cut(&details.join("; "), 1000)),
+        detail: (!details.is_empty()).then(|| details.join("; ")),
     }
+}
+
+/// Cuts what is too long for an object; returns whether anything was.
+fn cut_short(item: &mut PlanItem) -> bool {
+    let mut any = false;
+    for (text, most) in [(&mut item.diff, DIFF_BYTES), (&mut item.detail, DETAIL)] {
+        if let Some(long) = text.as_mut().filter(|text| text.len() > most) {
+            *long = cut(long, most);
+            any = true;
+        }
+    }
+    any
+}
+
+/// Bytes of JSON of an item in a list.
+fn size(item: &PlanItem) -> usize {
+    serde_json::to_string(item).map_or(0, |text| text.len() + 1)
 }
 
 /// At most `bytes` of `text`, cut at a character and said so.
@@ -183,11 +264,8 @@ fn cut(text: &str, bytes: usize) -> String {
 
 /// Cuts what does not fit: the longest diffs first, then items from the end. Returns whether anything was cut.
 fn fit(items: &mut Vec<PlanItem>) -> bool {
-    let size = |item: &PlanItem| serde_json::to_string(item).map_or(0, |text| text.len() + 1);
     let mut total: usize = items.iter().map(size).sum();
-    let mut truncated = items
-        .iter()
-        .any(|item| item.diff.as_ref().is_some_and(|d| d.ends_with("… cut")));
+    let mut truncated = false;
     let mut longest: Vec<usize> = (0..items.len()).collect();
     longest.sort_by_key(|i| std::cmp::Reverse(items[*i].diff.as_ref().map_or(0, String::len)));
     for index in longest {
@@ -200,7 +278,7 @@ fn fit(items: &mut Vec<PlanItem>) -> bool {
             truncated = true;
         }
     }
-    while total > PLAN_BYTES || items.len() > 2000 {
+    while total > PLAN_BYTES {
         let Some(item) = items.pop() else { break };
         total = total.saturating_sub(size(&item));
         truncated = true;

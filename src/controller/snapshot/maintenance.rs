@@ -16,7 +16,7 @@ use crate::{
         self, crds,
         list::{Collection, Pager},
     },
-    controller::{context::Context, store::Released},
+    controller::{context::Context, rollback_request::leftovers, store::Released},
     domain::lifecycle,
     repository::Repository,
 };
@@ -34,11 +34,13 @@ struct Uid {
 /// Sweeps and tidies every `--maintenance-interval`, the first time right after the start.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut missing_since: HashMap<String, Instant> = HashMap::new();
+    let mut settled = HashSet::new();
     let mut verified = Instant::now();
     loop {
         let interval = match context.store.repository() {
             Ok(repository) => {
                 tidy(&context, &repository, &mut missing_since).await;
+                leftovers::collect(&context.client, &repository, &mut settled).await;
                 if verified.elapsed() >= context.options.verify_interval || context.store.wants_verification() {
                     verify(&context, &repository).await;
                     verified = Instant::now();

@@ -58,6 +58,8 @@ pub enum KeptReason {
     OwnerUnknown,
     /// The owner is owned by the object itself.
     OwnerCircle,
+    /// The server makes it so whatever is written, as a dry run showed.
+    KeptByServer,
 }
 
 impl fmt::Display for KeptReason {
@@ -70,6 +72,7 @@ impl fmt::Display for KeptReason {
             Self::OwnerGone => f.write_str("the owner no longer exists"),
             Self::OwnerUnknown => f.write_str("the owner could not be read"),
             Self::OwnerCircle => f.write_str("the owner is owned by the object itself"),
+            Self::KeptByServer => f.write_str("the API server or an admission policy makes it so whatever is written"),
         }
     }
 }
@@ -77,7 +80,8 @@ impl fmt::Display for KeptReason {
 /// What an object should become.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
-    /// Canonical content; equals the live object's content exactly when there is nothing to do.
+    /// Canonical content, with what the server is known to make of it; equals the live object's content exactly when there is
+    /// nothing to do.
     pub content: Content,
     /// The whole object for a PUT or POST: content and what only the live object knows. `metadata.managedFields` is absent,
     /// which leaves the live ones alone. An owner in `pending_owners` has no UID yet.

@@ -170,6 +170,8 @@ pub struct Facts {
     pub owners: BTreeMap<ObjectId, Owner>,
     /// Images to pin.
     pub pins: Vec<Pin>,
+    /// What the server makes of writes whatever they say, as dry runs showed.
+    pub put_back: super::PutBack,
     /// With [`Conflict::KeepLive`] and [`Conflict::FailOnDrift`]: the objects that moved since the approved plan.
     pub drifted: BTreeSet<ObjectId>,
 }

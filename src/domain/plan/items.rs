@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     Action, Content, Drafted, Item, KeepReason, LiveState, Note, Plan, PlanError, Refusal, SkipReason,
     consumers::{ChangedConfig, must_restart},
-    desired::{Context, Desired, desired, owner_id},
+    desired::{Context, Desired, KeptReason, desired, owner_id},
     facts::{Captured, Conflict, Images, Immutable, Inputs, Live, Owner, Pin, Prune, SecretsHandling},
     immutable::immutable_changes,
     json, order,
@@ -275,10 +275,13 @@ impl<'a> View<'a> {
             autoscaler: self.autoscalers.get(id).copied(),
             pins: self.pins(id),
         };
-        let wanted = match (self.scope(captured), live) {
+        let mut wanted = match (self.scope(captured), live) {
             (Scope::Images, Some(live)) => Desired::images(id, content, captured.beside, live, around),
             _ => desired(id, content, captured.beside, live, around),
         };
+        if let Some(fields) = self.inputs.facts.put_back.get(id) {
+            wanted.accept(fields);
+        }
         let Some(live) = live else {
             return Ok(Some(self.written(Action::Create, captured, wanted, None)));
         };
@@ -295,6 +298,8 @@ impl<'a> View<'a> {
                 KeepReason::ComponentNotNamed
             } else if wanted.kept.is_empty() {
                 KeepReason::Pinned
+            } else if wanted.kept.iter().any(|kept| kept.reason == KeptReason::KeptByServer) {
+                KeepReason::KeptByServer
             } else {
                 KeepReason::LiveWins
             };

@@ -22,6 +22,7 @@ pub mod immutable;
 pub mod items;
 mod json;
 pub mod order;
+pub mod put_back;
 mod quantity;
 pub mod quota;
 pub mod risk;
@@ -37,6 +38,7 @@ pub use desired::{Content, Desired, KeptField, KeptReason};
 pub use digest::{Binding, Bound};
 pub use facts::{Captured, Facts, Inputs, Live, Options, Owner, Pin};
 pub use items::build;
+pub use put_back::PutBack;
 
 /// A plan that is not bound to a cluster, a request and a policy yet: it may be shown and rated, not approved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +181,8 @@ pub enum KeepReason {
     ComponentNotNamed,
     /// It differs only in fields in which live wins.
     LiveWins,
+    /// It differs only in what the API server puts back whatever is written.
+    KeptByServer,
     /// It runs the captured images, pinned.
     Pinned,
     /// Helm's own record of its releases.
@@ -206,6 +210,7 @@ impl fmt::Display for KeepReason {
             Self::NotSelected => "the request's objects do not select it",
             Self::ComponentNotNamed => "the request does not name its component; add it to components to bring it back",
             Self::LiveWins => "it differs only in fields in which the live value wins",
+            Self::KeptByServer => "it differs only in what the API server or an admission policy puts back",
             Self::Pinned => "it runs the captured images already, pinned by digest",
             Self::HelmHistory => "Helm's own record of its releases is never written",
             Self::SecretKeptLive => "the Secret changed since the snapshot and secrets is KeepLive",

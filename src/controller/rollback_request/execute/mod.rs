@@ -246,7 +246,11 @@ pub(super) async fn prove(execution: &Execution) -> Outcome {
     let (context, catalog, request) = (&execution.context, &execution.catalog, &execution.request);
     // It is not executed, so what it would be approved by does not matter.
     let aim = plan::Aim::Rest(Digest::of(&[]));
-    let (made, plan) = match plan::from_live(context, catalog, request, &execution.resolved, aim).await {
+    let again = async {
+        let put_back = plan::put_back(&super::repository(context)?, request).await?;
+        plan::from_live(context, catalog, request, &execution.resolved, aim, &put_back).await
+    };
+    let (made, plan) = match again.await {
         Ok(made) => made,
         Err(failure) => return failed(failure),
     };

@@ -22,7 +22,7 @@ use crate::{
     controller::rollback_request::{
         gather,
         plan::{self, Aim},
-        store_failure,
+        repository, store_failure,
     },
     domain::{
         object::{Digest, FingerprintKey, ObjectId},
@@ -95,7 +95,8 @@ async fn may_differ(look: &Look<'_>, differences: &Differences) -> Result<BTreeS
     } = *look.subject;
     // The policy is part of what an approval is bound to, and this plan is never approved.
     let aim = Aim::Rest(Digest::of(&[]));
-    let (_, plan) = plan::from_live(context, catalog, request, resolved, aim).await?;
+    let put_back = plan::put_back(&repository(context)?, request).await?;
+    let (_, plan) = plan::from_live(context, catalog, request, resolved, aim, &put_back).await?;
     let written: BTreeSet<&ObjectId> = plan.writes().map(|item| &item.id).collect();
     Ok(differences
         .objects()
