@@ -8,6 +8,8 @@ pub const VERSION: &str = "v1alpha1";
 pub const CATEGORY: &str = "backstep";
 /// Field manager of every write that is Backstep's own.
 pub const FIELD_MANAGER: &str = "backstep";
+/// Finalizer of a `RollbackRequest` from the moment its approval is used until it is over: deleting it cancels it first.
+pub const EXECUTION_FINALIZER: &str = "backstep.dev/execution";
 /// Label: `"true"` keeps a snapshot for ever.
 pub const PINNED_LABEL: &str = "backstep.dev/pinned";
 /// Prefix of tag labels: `tag.backstep.dev/<name>`.
@@ -20,7 +22,8 @@ pub const PART_OF: &str = "backstep";
 pub const OPERATOR: &str = "backstep";
 /// Namespace that the chart's manifests are written for; `helm --namespace` changes it.
 pub const DEFAULT_NAMESPACE: &str = "backstep-system";
-/// `ConfigMap` in the operator's namespace that says where its store is: keys `store`, `namespace` and, when limited, `quota` in bytes.
+/// `ConfigMap` in the operator's namespace that says where its store is: keys `store`, `namespace` and, when limited, `quota` in bytes;
+/// and what it sees of the guard: key `guard`, JSON.
 pub const STORE_CONFIG_MAP: &str = "backstep-store";
 /// Name of the operator's built-in store among the stores of a namespace; its Secrets carry it.
 pub const BUILT_IN_STORE: &str = "default";

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     approval_policy, approval_request,
-    context::Context,
+    context::{Context, Guard},
     rollback_request,
     snapshot::{self, queue::Captures},
     store::{Location, Store},
@@ -17,7 +17,8 @@ use super::{
 use crate::{
     api::names,
     cluster::{
-        client, guard,
+        client,
+        guard::{self, published::Published},
         lease::{Election, LeaseOptions},
     },
     config::RunOptions,
@@ -148,6 +149,7 @@ async fn lead(
         }
     };
     let opening = tokio::spawn(open);
+    let publishing = tokio::spawn(publish_guard(Arc::clone(&context)));
     let maintenance = tokio::spawn(snapshot::maintenance::run(Arc::clone(&context), stop.clone()));
     tokio::join!(
         snapshot::run(Arc::clone(&context), ended, stop.clone()),
@@ -156,13 +158,15 @@ async fn lead(
         rollback_request::run(context, stop)
     );
     opening.abort();
+    publishing.abort();
     maintenance.abort();
 }
 
 async fn wait_for_guard(context: &Context) {
+    let mut changes = context.guard.changes();
     let mut announced = Vec::new();
     loop {
-        let missing = context.guard.missing();
+        let missing = changes.borrow_and_update().missing.clone();
         if missing.is_empty() {
             return;
         }
@@ -173,7 +177,40 @@ async fn wait_for_guard(context: &Context) {
             );
             announced = missing;
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // The context holds the other end.
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Publishes what is seen of the guard, for `kubectl backstep doctor`.
+async fn publish_guard(context: Arc<Context>) {
+    let mut changes = context.guard.changes();
+    loop {
+        let Guard {
+            missing,
+            epoch,
+            settled,
+        } = changes.borrow_and_update().clone();
+        let installation = context.options.installation();
+        let published = Published {
+            installation,
+            missing,
+            epoch,
+            settled,
+        };
+        let again = match guard::published::publish(&context.client, &published).await {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::warn!(%error, "administrators' tools do not see the state of the guard");
+                Some(GUARD_EVERY)
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the guard must look like: the specs that this release was built with, for one installation.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::api::{
@@ -19,7 +20,8 @@ pub const NAMESPACE: &str = "@namespace@";
 pub const CREDENTIAL_POLICY: &str = "credential.guard.backstep.dev";
 
 /// Who is who in one installation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Installation {
     /// The operator's namespace.
     pub namespace: String,

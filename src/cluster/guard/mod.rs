@@ -4,6 +4,7 @@
 mod canary;
 pub mod expected;
 mod mutators;
+pub mod published;
 
 use std::collections::BTreeSet;
 
@@ -60,6 +61,22 @@ pub struct Report {
 /// # Errors
 /// The server cannot be asked: not known is never "in place".
 pub async fn look(client: &Client, installation: &Installation, block_mutators: bool) -> Result<Report> {
+    let mut report = compare(client, installation).await?;
+    // The kinds must be served before a canary can be refused by more than their absence.
+    if report.missing.is_empty() {
+        report.missing.extend(canary::problems(client, installation).await);
+    }
+    if block_mutators {
+        report.missing.extend(report.foreign_mutators.iter().cloned());
+    }
+    Ok(report)
+}
+
+/// Compares everything with what this release was built with, by quorum reads, and tries nothing.
+///
+/// # Errors
+/// The server cannot be asked, or does not let this user read.
+pub async fn compare(client: &Client, installation: &Installation) -> Result<Report> {
     let wanted = expected::wanted(installation).map_err(|error| Error::Config(error.to_string()))?;
     let stamping = serves_stamping(client).await?;
     let wanted: Vec<Wanted> = wanted
@@ -72,7 +89,7 @@ pub async fn look(client: &Client, installation: &Installation, block_mutators: 
         .buffered(READS_AT_ONCE)
         .try_collect::<Vec<(Wanted, Option<Value>)>>();
     let (found, foreign_mutators) = tokio::try_join!(reads, mutators::foreign(client, &ours))?;
-    let mut missing: Vec<String> = found
+    let missing: Vec<String> = found
         .iter()
         .filter_map(|(one, live)| problem(one, live.as_ref()))
         .collect();
@@ -85,13 +102,6 @@ pub async fn look(client: &Client, installation: &Installation, block_mutators: 
         })
         .collect();
     lines.sort();
-    // The kinds must be served before a canary can be refused by more than their absence.
-    if missing.is_empty() {
-        missing.extend(canary::problems(client, installation).await);
-    }
-    if block_mutators {
-        missing.extend(foreign_mutators.iter().cloned());
-    }
     Ok(Report {
         missing,
         epoch: Digest::of(lines.concat().as_bytes()).to_string(),
