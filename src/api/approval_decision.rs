@@ -36,6 +36,10 @@ use super::{reference::UidReference, schema};
     validation = (
         "self.decision == 'Approve' || (has(self.comment) && self.comment.size() > 0)",
         "comment is required unless decision is Approve"
+    ),
+    validation = (
+        "!has(self.evidence)",
+        "evidence is not available yet, because no stage can ask for it: nobody would verify it; leave it out"
     )
 )]
 pub struct ApprovalDecisionSpec {
@@ -59,7 +63,7 @@ pub struct ApprovalDecisionSpec {
     /// Who decides. Filled in by the cluster (1.36 and later) or by the client; always verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approver: Option<Approver>,
-    /// Signature made outside the cluster over `planDigest`; verified by the operator. Holds no token or secret.
+    /// Signature made outside the cluster over `planDigest`. Not available yet: refused, for nobody would verify it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
 }

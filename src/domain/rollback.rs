@@ -126,12 +126,14 @@ pub enum Step {
     Close(RollbackPhase),
     /// Withdrawn before anything was written.
     Cancel,
+    /// Being deleted before anything was written: let it go.
+    Release,
 }
 
 /// Decides, in this order:
 /// 1. in a final phase: nothing;
 /// 2. the approval is used, or tests run: execute or prove, go on after a crash, report, conclude;
-/// 3. being deleted: nothing;
+/// 3. being deleted: let it go, once a gate that is being passed has looked; in the middle (2) it is cancelled first;
 /// 4. cancelled: say so, once a gate that is being passed has looked;
 /// 5. the guard is not complete: wait;
 /// 6. asked for: wait for the decision; approved and not suspended: execute; ended without: close; void: plan and ask again;
@@ -145,7 +147,11 @@ pub fn next(facts: &Facts<'_>) -> Step {
         return step;
     }
     if facts.deleting {
-        return Step::Rest;
+        return match facts.execution {
+            ExecutionFact::UnderWay => Step::Report,
+            ExecutionFact::Unknown | ExecutionFact::Held | ExecutionFact::Void => Step::Release,
+            ExecutionFact::Ended => Step::Conclude,
+        };
     }
     if facts.cancelled {
         return match facts.execution {

@@ -130,11 +130,38 @@ fn a_withdrawn_or_deleted_request_asks_for_nothing_and_begins_nothing() {
         if (facts.cancelled || facts.deleting) && !used {
             let step = next(facts);
             assert!(
-                matches!(step, Step::Rest | Step::Cancel | Step::Report | Step::Conclude),
+                matches!(
+                    step,
+                    Step::Rest | Step::Cancel | Step::Release | Step::Report | Step::Conclude
+                ),
                 "{step:?} {facts:?}"
             );
         }
     });
+}
+
+#[test]
+fn a_deleted_request_goes_at_once_before_its_execution_and_is_ended_first_in_the_middle() {
+    let waiting = Facts {
+        phase: RollbackPhase::AwaitingApproval,
+        approval: ApprovalFact::Is(ApprovalPhase::Approved),
+        deleting: true,
+        ..facts()
+    };
+    assert_eq!(next(&waiting), Step::Release);
+    for (execution, step) in [
+        (ExecutionFact::UnderWay, Step::Report),
+        (ExecutionFact::Unknown, Step::Execute),
+        (ExecutionFact::Ended, Step::Conclude),
+    ] {
+        let executing = Facts {
+            phase: RollbackPhase::Executing,
+            approval: ApprovalFact::Is(ApprovalPhase::Consumed),
+            execution,
+            ..waiting
+        };
+        assert_eq!(next(&executing), step);
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod cli;
 mod cli_decide;
 mod cli_rollback;
 mod court;
+mod deleting;
+mod doctor;
 mod edges;
 mod exact;
 mod faults;

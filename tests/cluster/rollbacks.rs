@@ -338,6 +338,12 @@ async fn a_rollback_that_does_not_become_healthy_does_what_on_failure_says() -> 
     ensure!(said(&status).contains("ProgressDeadlineExceeded"), "{}", said(&status));
     let after = contents(&installed, "undo").await?;
     ensure!(after == before, "before {before:#?}\nafter {after:#?}");
+    let healthy = status.steps.iter().find(|step| step.name == "WaitForHealthAfterUndo");
+    ensure!(
+        healthy.is_some_and(|step| format!("{:?}", step.state) == "Done"),
+        "{:?}",
+        status.steps
+    );
     // What was restarted on the way there has to read again what is there now.
     let pods = kubectl(
         &installed,
@@ -414,6 +420,13 @@ async fn a_rollback_that_is_cancelled_while_it_waits_goes_back() -> Result<()> {
     installed.cluster.kubectl(&alice(), &patch, None).await?.success()?;
     let status = ended(&installed, "shop", "back", RollbackPhase::Undone).await?;
     ensure!(said(&status).contains("Cancelled"), "{}", said(&status));
+    // Who cancels does not wait for more.
+    let healthy = status.steps.iter().find(|step| step.name == "WaitForHealthAfterUndo");
+    ensure!(
+        healthy.is_some_and(|step| format!("{:?}", step.state) == "Skipped"),
+        "{:?}",
+        status.steps
+    );
     let after = contents(&installed, "shop").await?;
     ensure!(after == before, "before {before:#?}\nafter {after:#?}");
     Ok(())

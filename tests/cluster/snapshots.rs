@@ -543,6 +543,18 @@ async fn deleting_a_snapshot_frees_its_contents_unless_they_are_retained_or_shar
         "{exported:?}"
     );
     cli(&["verify", "kept"]).await?.success()?;
+    let same = cli(&["diff", "kept", "--against", "live"]).await?.success()?;
+    ensure!(same.stdout.contains("0 changed"), "{same}");
+    let changed = retained.to_string().replace(r#""x":"c""#, r#""x":"d""#);
+    installed.given(&changed).await?;
+    let differs = cli(&["diff", "kept", "--against", "live"]).await?;
+    ensure!(
+        differs.status.code() == Some(1) && differs.stdout.contains(r#"data.x: "c" → "d""#),
+        "{differs}"
+    );
+    let unknown = ["snapshot", "diff", "kept", "--against", "live", "-n", "shop"];
+    let unknown = installed.cli(&admin, &unknown).await?;
+    ensure!(unknown.status.code() == Some(3), "{unknown}");
     let gone = cli(&["export", "a"]).await?;
     ensure!(!gone.status.success() && gone.stderr.contains("--retained"), "{gone}");
     let alice = User::new("alice", ["developers"]);

@@ -12,7 +12,7 @@ use crate::{
     api::Snapshot,
     domain::object::diff::{ChangeKind, FieldChange},
     ops::{
-        Error, Reference,
+        Class, Error, Reference, Session,
         contents::Contents,
         diff::{self, Change, Report},
         live, reference, resolve,
@@ -24,6 +24,7 @@ use crate::{
   kubectl backstep snapshot diff shop@6 shop@7 -n shop
   kubectl backstep snapshot diff before-1-9 --against live
   kubectl backstep snapshot diff tag:stable --against live --summary
+  kubectl backstep snapshot diff shop@3 shop@7 --retained
 
 The exit code is 0 when nothing differs and 1 when something does. The order of maps, sets and keyed lists is no difference. The values of \
 Secrets are never shown: equal or changed is all that is told.")]
@@ -37,6 +38,9 @@ pub struct Options {
     /// What to compare with when no second snapshot is named
     #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "new")]
     against: Option<Against>,
+    /// Look for snapshots that do not exist any more among contents that were retained; for administrators
+    #[arg(long)]
+    retained: bool,
     /// Only which objects differ, and how many
     #[arg(short, long)]
     summary: bool,
@@ -58,9 +62,9 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
             .fix("name a second snapshot, or pass --against live")
             .into());
     }
-    let old = resolve(&session, &options.old).await?;
+    let old = find(&session, context, &options.old, options.retained).await?;
     let new = match &options.new {
-        Some(new) => Some(resolve(&session, new).await?),
+        Some(new) => Some(find(&session, context, new, options.retained).await?),
         None => None,
     };
     let contents = Contents::open(&session, context.store.as_ref()).await?;
@@ -83,6 +87,14 @@ pub async fn run(options: &Options, context: &mut Context) -> Result<Exit, Failu
     let names = (label(&old), new.as_ref().map_or_else(|| "live".to_owned(), label));
     print(options, &names, &report, context)?;
     Ok(if report.is_empty() { Exit::Ok } else { Exit::Differs })
+}
+
+/// A snapshot, or with `or_gone` retained contents where no snapshot goes by that name.
+async fn find(session: &Session, context: &Context, name: &Reference, or_gone: bool) -> Result<Snapshot, Error> {
+    match resolve(session, name).await {
+        Err(error) if or_gone && error.class == Class::NotFound => super::find(session, context, name, true).await,
+        found => found,
+    }
 }
 
 fn label(snapshot: &Snapshot) -> String {

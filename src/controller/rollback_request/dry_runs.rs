@@ -238,14 +238,21 @@ async fn quotas(
             "raise them, or leave objects out with objects.exclude",
         ));
     }
-    Ok(if compared.scoped.is_empty() {
+    let mut not_summed = Vec::new();
+    if !compared.scoped.is_empty() {
+        let scoped = listed(&compared.scoped);
+        not_summed.push(format!("quotas for some Pods only are not summed up: {scoped}"));
+    }
+    if !compared.left_out.is_empty() {
+        let left_out = listed(&compared.left_out);
+        not_summed.push(format!(
+            "not in the sum, and held up where the quota does not suffice: {left_out}"
+        ));
+    }
+    Ok(if not_summed.is_empty() {
         result(check, PreflightOutcome::Passed, String::new())
     } else {
-        let detail = format!(
-            "quotas for some Pods only are not summed up: {}",
-            listed(&compared.scoped)
-        );
-        result(check, PreflightOutcome::NotCheckable, detail)
+        result(check, PreflightOutcome::NotCheckable, not_summed.join("; "))
     })
 }
 

@@ -5,6 +5,7 @@ mod execute;
 mod gate;
 mod gather;
 mod history;
+mod hold;
 pub mod leftovers;
 mod plan;
 mod preflight;
@@ -106,6 +107,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
     let uid = request.uid().unwrap_or_default();
     let phase = request.status.as_ref().and_then(|s| s.phase).unwrap_or_default();
     if rollback::is_final(phase) {
+        hold::release(&planner.context, &request).await?;
         return Ok(Action::await_change());
     }
     let plan = planner.plans.progress(&uid);
@@ -161,6 +163,9 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
         leftovers::let_go(&planner.context, &request, request.status.as_ref()).await;
     }
     planner.after(&request, &step);
+    if step == Step::Release {
+        hold::release(&planner.context, &request).await?;
+    }
     Ok(requeue)
 }
 
@@ -218,7 +223,7 @@ impl Planner {
         };
         if let Some(who) = objection {
             running.object(who);
-        } else if request.spec.cancel {
+        } else if request.spec.cancel || request.metadata.deletion_timestamp.is_some() {
             running.cancel.cancel();
         }
     }
@@ -255,7 +260,7 @@ impl Planner {
             Step::Recheck => {
                 self.executions.forget(&uid);
             }
-            Step::Cancel | Step::Close(_) | Step::Conclude => {
+            Step::Cancel | Step::Close(_) | Step::Conclude | Step::Release => {
                 self.plans.forget(&uid);
                 self.executions.forget(&uid);
                 self.running().remove(&uid);

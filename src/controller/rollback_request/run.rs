@@ -14,6 +14,7 @@ use super::{
     Planner,
     execute::{self, Execution, Outcome, Reporter},
     gate::{self, Approved, Executed},
+    hold::{self, Taken},
     plan::{self, Aim, Made},
 };
 use crate::{
@@ -29,7 +30,12 @@ use crate::{
     },
     controller::approval_request::{self, ApprovalFacts},
     domain::{
-        approval::{Consequence, ExecutionPermit, Refusal, clear, gate::Known, permit::Purpose, resume, state},
+        approval::{
+            Consequence, ExecutionPermit, Refusal, clear,
+            gate::{Known, Target},
+            permit::Purpose,
+            resume, state,
+        },
         object::Digest,
         plan::{Bound, Plan, PlanError},
     },
@@ -317,6 +323,14 @@ async fn permitted(
     running: &Running,
 ) -> Result<(ExecutionPermit, Made, Timestamp), Ran> {
     let context = &planner.context;
+    if request.metadata.deletion_timestamp.is_some() {
+        // Neither a store nor a guard that cannot be asked may hold up a namespace that goes.
+        let gone = hold::leaves_with_all(context, request).await;
+        if let Some(why) = gone.map_err(|e| Ran::held(reasons::API_UNAVAILABLE, e.to_string()))? {
+            let message = format!("it was cancelled; {why}, so that what was written until then stays as it is");
+            return Err(Ran::ended(RollbackPhase::Cancelled, reasons::CANCELLED, message));
+        }
+    }
     let repository = super::repository(context)?;
     repository
         .refresh()
@@ -366,6 +380,11 @@ async fn consume(
     let context = &planner.context;
     let gate = gate::facts(context, request, &asked.made, &plan, &asked.approval, &asked.approved).await;
     let clearance = clear(&gate, plan).map_err(|refusal| refused(request, &refusal))?;
+    match hold::take(context, request).await {
+        Ok(Taken::Held) => {}
+        Ok(Taken::Leaving) => return Err(refused(request, &Refusal::RequestTerminating)),
+        Err(error) => return Err(Ran::held(reasons::API_UNAVAILABLE, error.to_string())),
+    }
     let execution = format!("{:032x}", rand::random::<u128>());
     let latch = approval_request::consume(context, &asked.approval, clearance.consumes_to(), &execution).await;
     let permit = clearance
@@ -392,7 +411,8 @@ async fn go_on(
     if let Some(who) = &asked.approval.objection {
         running.object(who);
     }
-    if running.cancel.is_cancelled() || matches!(&gate.target, Known::Is(target) if target.cancelled) {
+    let withdrawn = |target: &Target| target.cancelled || target.request_terminating;
+    if running.cancel.is_cancelled() || matches!(&gate.target, Known::Is(target) if withdrawn(target)) {
         let entry = enter(planner, request, &id).await?;
         let execution = execution(planner, request, running, asked.made.resolved.clone(), entry.at);
         let outcome = execute::withdraw(&execution, &asked.made, &plan, &asked.approved.items, &id).await;

@@ -114,7 +114,7 @@ pub(super) async fn publish(
         approval.state = format!("{phase:?}");
     }
     match step {
-        Step::Rest => {}
+        Step::Rest | Step::Release => {}
         Step::Wait { .. } | Step::Begin | Step::Plan | Step::Retry | Step::Finish | Step::Fail | Step::Hold => {
             planning(&mut next, request, step, seen.planned.as_deref());
         }
@@ -370,7 +370,13 @@ fn conclude(next: &mut Next, request: &RollbackRequest, outcome: &Outcome, repor
     if let Some(report) = report {
         show(next, request, report);
     }
-    next.end(request, outcome.phase, outcome.reason, &outcome.message);
+    let deleted = if request.metadata.deletion_timestamp.is_some() {
+        "; the request was deleted, which cancels it"
+    } else {
+        ""
+    };
+    let message = format!("{}{deleted}", outcome.message);
+    next.end(request, outcome.phase, outcome.reason, &message);
     let status = &mut next.status;
     if let (Some(start), Some(end)) = (&status.started_at, &status.completed_at) {
         status.duration_seconds = Some(end.0.duration_since(start.0).as_secs().max(0));

@@ -171,7 +171,7 @@ impl Clearance {
 
 /// The permit of an execution that was interrupted: only the same `execution` of the same approved plan goes on.
 ///
-/// 1 and 2 as in [`clear`], but that a suspended request goes on and a cancelled one may be undone · 3 the approval was used by
+/// 1 and 2 as in [`clear`], but that a suspended request goes on, and a cancelled or deleted one may be undone · 3 the approval was used by
 /// this execution · 6 as in [`clear`] · 7 `gate.approved_items` prove to be the approved ones, and `plan` (what is left, or the
 /// way back) stays within them · 8 as in [`clear`] · 9 the ledger holds this execution or none. What was approved is not counted
 /// again: an objection during an execution cancels it.
@@ -185,7 +185,7 @@ pub fn resume(gate: &Gate, execution: &str, purpose: &Purpose, plan: Plan<Bound>
         approval.as_ref().ok().and_then(|approval| approval.epoch.as_deref()),
     )?;
     match same_target(gate) {
-        Err(Refusal::Cancelled) if matches!(purpose, Purpose::Undo(_)) => {}
+        Err(Refusal::Cancelled | Refusal::RequestTerminating) if matches!(purpose, Purpose::Undo(_)) => {}
         other => drop(other?),
     }
     let approval = approval?;

@@ -44,12 +44,14 @@ pub struct Compared {
     pub exceeded: Vec<Exceeded>,
     /// Quotas for some Pods only (scopes), which were not compared.
     pub scoped: Vec<String>,
+    /// Pods that a quota of what Pods use does not have in its sum, by what runs them.
+    pub left_out: Vec<String>,
 }
 
 /// Compares what the items of a plan add with `quotas`, raw `ResourceQuota`s. `plural` names the resource of a kind.
 ///
-/// Deletes free nothing, as they come last. Pods count with the replicas of their workload; those of `DaemonSets` and `CronJobs`,
-/// a rollout's surge and the defaults of a `LimitRange` do not.
+/// Deletes free nothing, as they come last. Pods count with the replicas of their workload; those of `DaemonSets` and `CronJobs` and
+/// a rollout's surge do not, and are named where a quota limits what Pods use; the defaults of a `LimitRange` do not count.
 pub fn compare(quotas: &[Value], items: &[Item], plural: impl Fn(&ObjectId) -> Option<String>) -> Compared {
     let mut added: BTreeMap<String, i128> = BTreeMap::new();
     for item in items {
@@ -71,6 +73,7 @@ pub fn compare(quotas: &[Value], items: &[Item], plural: impl Fn(&ObjectId) -> O
         }
     }
     let mut compared = Compared::default();
+    let mut limits_pods = false;
     for quota in quotas {
         let name = json::text(quota, &["metadata", "name"]).unwrap_or_default();
         let is_scoped = json::list(quota, &["spec", "scopes"]).next().is_some()
@@ -82,6 +85,7 @@ pub fn compare(quotas: &[Value], items: &[Item], plural: impl Fn(&ObjectId) -> O
         let hard = json::at(quota, &["spec", "hard"]).and_then(Value::as_object);
         for (resource, hard) in hard.into_iter().flatten() {
             let hard = hard.as_str().unwrap_or_default();
+            limits_pods |= is_used_by_pods(resource);
             let used = json::text(quota, &["status", "used", resource]).unwrap_or("0");
             let more = added.get(canonical_name(resource)).copied().unwrap_or_default();
             let (Some(limit), Some(now)) = (quantity::nanos(hard), quantity::nanos(used)) else {
@@ -98,7 +102,43 @@ pub fn compare(quotas: &[Value], items: &[Item], plural: impl Fn(&ObjectId) -> O
             }
         }
     }
+    if limits_pods {
+        compared.left_out = items.iter().filter_map(left_out).collect();
+    }
     compared
+}
+
+/// Whether Pods use it up.
+fn is_used_by_pods(resource: &str) -> bool {
+    let name = canonical_name(resource);
+    matches!(name, "pods" | "count/pods")
+        || name.starts_with("limits.")
+        || (name.starts_with("requests.") && name != "requests.storage")
+}
+
+/// What of an item comes besides what [`usage`] has.
+fn left_out(item: &Item) -> Option<String> {
+    let wanted = &item.desired.as_ref()?.content.0;
+    let live = item.live.as_ref().map(|live| &live.content.0);
+    if !matches!(item.action, Action::Create | Action::Update) {
+        return None;
+    }
+    let kind = (item.id.group.as_str(), item.id.kind.as_str());
+    let rolls_out = live.is_some_and(|live| workload::pod_spec(&item.id, live) != workload::pod_spec(&item.id, wanted));
+    let surges = json::text(wanted, &["spec", "strategy", "type"]) != Some("Recreate")
+        && json::at(wanted, &["spec", "strategy", "rollingUpdate", "maxSurge"])
+            .is_none_or(|surge| *surge != 0 && surge.as_str() != Some("0%"));
+    match kind {
+        ("batch", "CronJob") if !json::is_true(wanted, &["spec", "suspend"]) => {
+            Some(format!("the Pods of {}, when it runs", item.id))
+        }
+        ("apps", "DaemonSet") if live.is_none() || rolls_out => Some(format!("the Pods of {}, one a node", item.id)),
+        ("apps", "Deployment") if rolls_out && surges => Some(format!(
+            "the Pods that {} runs beside the old ones while it rolls out",
+            item.id
+        )),
+        _ => None,
+    }
 }
 
 /// `cpu` is short for `requests.cpu`.
@@ -324,5 +364,34 @@ mod tests {
             ]
         );
         assert_eq!(found.scoped, ["scoped"]);
+    }
+
+    #[test]
+    fn what_is_not_in_the_sum_is_named_where_a_quota_limits_what_pods_use() {
+        let (web, nightly) = (id("apps", "Deployment", "web"), id("batch", "CronJob", "nightly"));
+        let cron = json!({"spec": {"schedule": "0 0 * * *", "jobTemplate": {"spec": {"template": {"spec": {
+            "containers": [{"name": "app", "image": "app:1"}]}}}}}});
+        let (mut now, mut then) = (World::default(), World::default());
+        then.put(&nightly, cron);
+        now.put(&web, deployment("app:2", 1));
+        then.put(&web, deployment("app:1", 1));
+        let plan = now.aged().plan(&then.aged(), &everything()).unwrap();
+        let left_out = |hard: &Value| compare(&[quota("q", hard, &json!({}))], plan.items(), plural).left_out;
+        for hard in [
+            json!({"pods": "10"}),
+            json!({"cpu": "10"}),
+            json!({"limits.memory": "1Gi"}),
+        ] {
+            let named = left_out(&hard);
+            assert_eq!(named.len(), 2, "{named:?}");
+            assert!(named.iter().any(|what| what.contains("CronJob")), "{named:?}");
+            assert!(
+                named.iter().any(|what| what.contains("Deployment.apps/web")),
+                "{named:?}"
+            );
+        }
+        for hard in [json!({"count/configmaps": "10"}), json!({"requests.storage": "1Gi"})] {
+            assert_eq!(left_out(&hard), Vec::<String>::new(), "{hard}");
+        }
     }
 }

@@ -6,9 +6,12 @@ use futures::future;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Stop, Work, items::failure};
+use super::{Stop, Work, items::failure, steps};
 use crate::{
-    api::{reasons, rollback_request::ItemFailure},
+    api::{
+        reasons,
+        rollback_request::{ItemFailure, StepState},
+    },
     capture::WantedKind,
     cluster::watch::{self, Seen, Subject},
     domain::{
@@ -65,6 +68,33 @@ impl Work<'_> {
             self.execution.report.failed(failure.clone());
         }
         self.settle(failures)
+    }
+
+    /// Waits until what was taken back is healthy, too. It is as it was, so that what is not healthy is noted and fails nothing; who
+    /// cancels does not wait for it.
+    pub(super) async fn healthy_after_undo(&self) {
+        if !self.rolls_anything_out() {
+            return;
+        }
+        let report = &self.execution.report;
+        report.begin(steps::UNDO_HEALTH);
+        let seen = tokio::select! {
+            biased;
+            () = self.execution.cancel.cancelled() => None,
+            seen = self.unhealthy(self.deadline) => seen.ok(),
+        };
+        let state = match seen {
+            None => StepState::Skipped,
+            Some(unhealthy) if unhealthy.is_empty() => StepState::Done,
+            Some(unhealthy) => {
+                for failure in unhealthy {
+                    let why = failure.message.unwrap_or_default();
+                    report.note(format!("{} is as it was, but not healthy: {why}", failure.object));
+                }
+                StepState::Failed
+            }
+        };
+        report.end(steps::UNDO_HEALTH, state);
     }
 
     /// Waits until all is healthy, one fails, or it is too late; what is not healthy then.

@@ -405,6 +405,11 @@ async fn not_reached(work: &Work<'_>, stop: &Stop, approved: &[BoundItem], befor
             Outcome::new(ended, stop.reason, format!("{}; {so_far}", stop.message))
         }
         OnFailure::Undo => {
+            let gone = super::hold::leaves_with_all(&work.execution.context, work.request()).await;
+            if let Ok(Some(why)) = gone {
+                let message = format!("{}; {so_far}; nothing is taken back, for {why}", stop.message);
+                return Outcome::new(ended, stop.reason, message);
+            }
             let undone = work.undo(wrote, approved, id).await;
             match undone {
                 Ok(()) => Outcome::new(

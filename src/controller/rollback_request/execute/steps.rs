@@ -23,6 +23,7 @@ pub(super) const HEALTH_AGAIN: &str = "WaitForHealthAgain";
 pub(super) const VERIFY: &str = "Verify";
 pub(super) const RESULT: &str = "TakeResultSnapshot";
 pub(super) const UNDO: &str = "Undo";
+pub(super) const UNDO_HEALTH: &str = "WaitForHealthAfterUndo";
 
 /// Items of one step; numbers follow each other, items of one number run in parallel.
 pub(super) struct Group<'a> {

@@ -22,7 +22,7 @@ use crate::{
     },
     controller::{
         approval_request,
-        rollback_request::{gate, plan, repository, run},
+        rollback_request::{gate, hold, plan, repository, run},
     },
     domain::{
         approval::{Consequence, ExecutionPermit, gate::Known, permit::Purpose, resume},
@@ -101,7 +101,10 @@ impl Work<'_> {
         let failures = self.execution.report.failures();
         match Stop::of(failures.get(before..).unwrap_or_default()) {
             Some(stop) => Err(stop),
-            None => self.left(&plan, &wrote),
+            None => {
+                back.healthy_after_undo().await;
+                self.left(&plan, &wrote)
+            }
         }
     }
 
@@ -158,7 +161,12 @@ impl Work<'_> {
         let approval = approval_request::facts(context, request, &asked.request).await;
         let (digest, policy) = match &approval.approval {
             Known::Is(found) => (found.plan_digest, found.policy_digest),
-            Known::Unknown(why) => return Err(Refused::Later(why.clone())),
+            Known::Unknown(why) => {
+                return Err(match hold::leaves_with_all(context, request).await {
+                    Ok(Some(gone)) => Refused::Never(gone),
+                    Ok(None) | Err(_) => Refused::Later(why.clone()),
+                });
+            }
         };
         let repository = repository(context).map_err(failed)?;
         let approved = gate::approved(&repository, request, digest).await.map_err(failed)?;
