@@ -361,7 +361,11 @@ pub fn record(record: &Record) -> Vec<(Tone, String)> {
         done(&whole, &ItemsStatus::default(), true, &mut lines);
     }
     if let Some(verified) = &status.verification {
-        tested(verified, &mut lines);
+        let mut verified = verified.clone();
+        if verified.results_omitted.is_some() && !record.results.is_empty() {
+            verified.results.clone_from(&record.results);
+        }
+        tested(&verified, &mut lines);
     }
     lines.extend(
         record

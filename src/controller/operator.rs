@@ -208,7 +208,7 @@ async fn publish_guard(context: Arc<Context>) {
             }
         };
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
+            told = changes.changed() => if told.is_err() { return },
             () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
         }
     }

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{
-        RollbackRequestSpec, RollbackRequestStatus, approval_request::RecordedDecision, rollback_request::ItemFailure,
+        RollbackRequestSpec, RollbackRequestStatus,
+        approval_request::RecordedDecision,
+        rollback_request::{ItemFailure, TestResult},
     },
     domain::object::Digest,
 };
@@ -33,6 +35,9 @@ pub struct Record {
     /// tells the number there were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<ItemFailure>,
+    /// Every result of verification, where the status holds the first ones only; texts are whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<TestResult>,
     /// What else a reader should know: objects that stayed as they are, images that were pinned.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

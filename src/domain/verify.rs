@@ -86,6 +86,17 @@ pub fn all_in_all(results: &[Checked]) -> VerifyOutcome {
     }
 }
 
+/// Every result, in the order of the tests, with its whole texts.
+pub fn every(results: &[Checked], window: Option<&Checked>) -> Vec<TestResult> {
+    let result = |checked: &Checked| TestResult {
+        test: checked.test.clone(),
+        expected: checked.expected.clone(),
+        actual: checked.seen.actual.clone(),
+        passed: checked.seen.outcome == VerifyOutcome::Passed,
+    };
+    results.iter().chain(window).map(result).collect()
+}
+
 /// The status: results that failed come first, then those that could not be told; at most 16, texts of at most 256 characters.
 /// `window` is why the stability window did not hold although every test passed.
 pub fn status(results: &[Checked], window: Option<Checked>) -> VerificationStatus {
@@ -356,6 +367,8 @@ mod tests {
             assert!(row.expected.chars().count() <= 256 && row.actual.chars().count() <= 256);
         }
         assert!(serde_json::to_string(&status).unwrap().len() < 6 * 1024);
+        let every = every(&results, None);
+        assert_eq!((every.len(), every[0].actual.chars().count()), (32, 300));
     }
 
     #[test]

@@ -349,6 +349,7 @@ fn told(request: &RollbackRequest) -> record::Record {
         status: request.status.clone().unwrap_or_default(),
         decisions: Vec::new(),
         failures: Vec::new(),
+        results: Vec::new(),
         notes: Vec::new(),
     }
 }

@@ -22,7 +22,7 @@ pub enum Whole {
     /// It fits into its object.
     Object(Box<RollbackPlan>),
     /// The store keeps it, in parts.
-    Stored(Stored),
+    Stored(Box<Stored>),
 }
 
 /// A plan in the store.
@@ -106,7 +106,7 @@ pub async fn whole(session: &Session, chosen: Option<&Location>, name: &str) -> 
         .await
         .map_err(|e| failed(&e))?;
     match head {
-        Some(head) => Ok(Whole::Stored(Stored { contents, head })),
+        Some(head) => Ok(Whole::Stored(Box::new(Stored { contents, head }))),
         None => Err(none(name)
             .because("the store keeps plans that are longer than their object; this one was in its object, which is gone with the request")
             .fix(format!("kubectl backstep history {name} shows what came of it"))),

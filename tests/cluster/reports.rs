@@ -57,9 +57,10 @@ async fn backstep(installed: &Installed, user: &User, arguments: &[&str], code: 
 
 /// Each difference is longer than an item of the object may show.
 fn long(name: &str, mark: &str) -> String {
-    let text: String = (0..1500)
+    let lines: Vec<String> = (0..1500)
         .map(|line| format!("{mark} of {name}, line {line}\n"))
         .collect();
+    let text = lines.concat();
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "shop"}, "data": {"text": text}}).to_string()
 }
 

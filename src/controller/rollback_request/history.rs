@@ -7,8 +7,12 @@ use kube::{
     api::{DeleteParams, ListParams, Preconditions},
 };
 
+use super::execute::Reporter;
 use crate::{
-    api::{ApprovalRequest, RollbackRequest, RollbackRequestStatus, rollback_request::ItemFailure},
+    api::{
+        ApprovalRequest, RollbackRequest, RollbackRequestStatus,
+        rollback_request::{ItemFailure, TestResult},
+    },
     cluster::call,
     controller::context::Context,
     domain::{
@@ -18,20 +22,33 @@ use crate::{
     repository::Room,
 };
 
+/// What an execution has to say beyond what a status holds.
+#[derive(Default)]
+pub(super) struct Whole {
+    failures: Vec<ItemFailure>,
+    results: Vec<TestResult>,
+    notes: Vec<String>,
+}
+
+impl Whole {
+    /// What `reporter` has collected; nothing without one.
+    pub(super) fn of(reporter: Option<&Reporter>) -> Self {
+        reporter.map_or_else(Self::default, |reporter| Self {
+            failures: reporter.failures(),
+            results: reporter.results(),
+            notes: reporter.notes(),
+        })
+    }
+}
+
 /// Keeps the record of `request`, which ended with `status`, and lets the oldest finished requests beyond the limit go. What
 /// cannot be kept is said in a log line and an Event; the request itself still holds it.
-pub(super) async fn keep(
-    context: &Context,
-    request: &RollbackRequest,
-    status: &RollbackRequestStatus,
-    failures: &[ItemFailure],
-    notes: &[String],
-) {
+pub(super) async fn keep(context: &Context, request: &RollbackRequest, status: &RollbackRequestStatus, whole: &Whole) {
     // A dry run changed nothing: there is nothing to remember, and its plan goes with it.
     if request.spec.dry_run {
         return;
     }
-    if let Err(why) = write(context, request, status, failures, notes).await {
+    if let Err(why) = write(context, request, status, whole).await {
         tracing::warn!(namespace = request.namespace(), name = request.name_any(), %why, "the record was not kept");
         let note = format!(
             "the record was not kept in the repository: {why}; do not delete the request before you have read it"
@@ -48,8 +65,7 @@ async fn write(
     context: &Context,
     request: &RollbackRequest,
     status: &RollbackRequestStatus,
-    failures: &[ItemFailure],
-    notes: &[String],
+    whole: &Whole,
 ) -> Result<(), String> {
     let repository = super::repository(context).map_err(|failure| failure.message)?;
     let namespace = request.namespace().unwrap_or_default();
@@ -75,11 +91,15 @@ async fn write(
         // Where the status has them all, they are not kept twice.
         failures: match &status.items {
             Some(items) if items.failures_omitted.is_some() => {
-                failures.iter().take(record::MOST_FAILURES).cloned().collect()
+                whole.failures.iter().take(record::MOST_FAILURES).cloned().collect()
             }
             _ => Vec::new(),
         },
-        notes: notes.to_vec(),
+        results: match &status.verification {
+            Some(verification) if verification.results_omitted.is_some() => whole.results.clone(),
+            _ => Vec::new(),
+        },
+        notes: whole.notes.clone(),
     };
     let name = record::name(&namespace, created, &uid);
     // Written once: after a crash the same end is found again.

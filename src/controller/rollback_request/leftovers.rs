@@ -40,9 +40,12 @@ pub(super) async fn let_go(context: &Context, request: &RollbackRequest, status:
     }
 }
 
-/// Removes what requests that are over or gone left behind. `settled` holds requests whose reports were looked through before; of those
-/// nothing is left to remove until they are gone.
-pub async fn collect(client: &Client, repository: &Repository, settled: &mut HashSet<String>) {
+/// UIDs of requests whose reports were looked through before: nothing of them is left to remove until they are gone.
+#[derive(Default)]
+pub struct Settled(HashSet<String>);
+
+/// Removes what requests that are over or gone left behind.
+pub async fn collect(client: &Client, repository: &Repository, settled: &mut Settled) {
     match look_and_sweep(client, repository, settled).await {
         Ok(0) => {}
         Ok(removed) => tracing::info!(removed, "documents of rollbacks that are over are removed"),
@@ -53,11 +56,7 @@ pub async fn collect(client: &Client, repository: &Repository, settled: &mut Has
     }
 }
 
-async fn look_and_sweep(
-    client: &Client,
-    repository: &Repository,
-    settled: &mut HashSet<String>,
-) -> Result<usize, String> {
+async fn look_and_sweep(client: &Client, repository: &Repository, settled: &mut Settled) -> Result<usize, String> {
     // What is written after the requests were listed must not look like nobody's.
     let left = Left::read(repository).await.map_err(|e| e.to_string())?;
     if left.is_empty() {
@@ -127,7 +126,7 @@ async fn sweep(
     repository: &Repository,
     left: &Left,
     requests: &Requests,
-    settled: &mut HashSet<String>,
+    settled: &mut Settled,
 ) -> repository::Result<usize> {
     let mut removed = 0;
     let mut reports: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
@@ -153,10 +152,12 @@ async fn sweep(
             removed += 1;
         }
     }
-    settled.retain(|uid| reports.contains_key(uid.as_str()) && stand(uid) != Stand::Gone);
+    settled
+        .0
+        .retain(|uid| reports.contains_key(uid.as_str()) && stand(uid) != Stand::Gone);
     for (uid, mut names) in reports {
         let stand = stand(uid);
-        if stand == Stand::Working || settled.contains(uid) {
+        if stand == Stand::Working || settled.0.contains(uid) {
             continue;
         }
         let last = match (stand, requests.0.get(uid), records.get(uid)) {
@@ -185,7 +186,7 @@ async fn sweep(
             }
         }
         if stand != Stand::Gone {
-            settled.insert(uid.to_owned());
+            settled.0.insert(uid.to_owned());
         }
     }
     Ok(removed)
@@ -274,7 +275,7 @@ mod tests {
         ]))
     }
 
-    async fn once(repository: &Repository, settled: &mut HashSet<String>) -> repository::Result<usize> {
+    async fn once(repository: &Repository, settled: &mut Settled) -> repository::Result<usize> {
         let left = Left::read(repository).await?;
         sweep(repository, &left, &requests(), settled).await
     }
@@ -302,12 +303,12 @@ mod tests {
                 let backend: Arc<dyn Backend> = Arc::new(ObjectStoreBackend::new(Arc::new(InMemory::new()), "memory"));
                 everything(&open(&backend).await).await;
                 let faults = Faults::crash_at(Crash { write, after });
-                let faulty: Arc<dyn Backend> = Arc::new(FaultBackend::new(backend.clone(), faults.clone()));
-                let first = once(&open(&faulty).await, &mut HashSet::new()).await;
+                let breaks: Arc<dyn Backend> = Arc::new(FaultBackend::new(backend.clone(), faults.clone()));
+                let first = once(&open(&breaks).await, &mut Settled::default()).await;
                 assert_eq!(first.is_err(), faults.is_dead(), "{first:?}");
                 deaths += usize::from(faults.is_dead());
                 let repository = open(&backend).await;
-                let mut settled = HashSet::new();
+                let mut settled = Settled::default();
                 once(&repository, &mut settled).await.unwrap();
                 let (plans, reports) = wanted();
                 assert_eq!(

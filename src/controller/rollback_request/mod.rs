@@ -143,16 +143,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
         asked: None,
         ran: taken(&executed),
         report: running.as_ref().map(Reporter::read),
-        failures: running
-            .as_ref()
-            .filter(|_| ends)
-            .map(Reporter::failures)
-            .unwrap_or_default(),
-        notes: running
-            .as_ref()
-            .filter(|_| ends)
-            .map(Reporter::notes)
-            .unwrap_or_default(),
+        whole: history::Whole::of(running.as_ref().filter(|_| ends)),
     };
     planner.before(&request, &step, &mut seen).await?;
     if step == Step::Report {
@@ -160,6 +151,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
     }
     let requeue = status::publish(&request, &step, &seen, &planner.context).await?;
     if step == Step::Again {
+        hold::release(&planner.context, &request).await?;
         leftovers::let_go(&planner.context, &request, request.status.as_ref()).await;
     }
     planner.after(&request, &step);
@@ -276,7 +268,7 @@ impl Planner {
             &request.uid().unwrap_or_default(),
             request.namespace().unwrap_or_default(),
             request.name_any(),
-            async move { plan::make(&planner.context, &planner.catalog, &job).await },
+            async move { Box::pin(plan::make(&planner.context, &planner.catalog, &job)).await },
         );
     }
 

@@ -522,5 +522,5 @@ pub(super) async fn prove(planner: &Planner, request: Arc<RollbackRequest>, runn
         report: running.report,
         cancel: running.cancel,
     };
-    Ran::Ended(execute::prove(&execution).await)
+    Ran::Ended(Box::pin(execute::prove(&execution)).await)
 }

@@ -19,7 +19,7 @@ use crate::{
         conditions::{self, NewCondition},
         reasons,
         rollback_plan::PlanAction,
-        rollback_request::{ApprovalStatus, ItemFailure, PlanStatus, RollbackPhase},
+        rollback_request::{ApprovalStatus, PlanStatus, RollbackPhase},
     },
     capture::Failure,
     cluster::{Result, call, clock},
@@ -50,10 +50,8 @@ pub(super) struct Seen {
     pub report: Option<Report>,
     /// What came of it.
     pub ran: Option<Arc<Ran>>,
-    /// Every failure of an execution that has ended.
-    pub failures: Vec<ItemFailure>,
-    /// What its reader should know besides.
-    pub notes: Vec<String>,
+    /// All that an execution that has ended has to say, for its record.
+    pub whole: history::Whole,
 }
 
 /// An Event to record: whether it is a warning, reason, note.
@@ -147,7 +145,7 @@ async fn write(request: &Arc<RollbackRequest>, next: Next, seen: &Seen, context:
     let is_final = rollback::is_final(phase);
     if is_final {
         // Before the status says that it is over: a crash in between finds the same end again.
-        history::keep(context, request, &status, &seen.failures, &seen.notes).await;
+        history::keep(context, request, &status, &seen.whole).await;
     }
     let namespace = request.namespace().unwrap_or_default();
     let name = request.name_any();

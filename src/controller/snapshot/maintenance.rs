@@ -34,7 +34,7 @@ struct Uid {
 /// Sweeps and tidies every `--maintenance-interval`, the first time right after the start.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut missing_since: HashMap<String, Instant> = HashMap::new();
-    let mut settled = HashSet::new();
+    let mut settled = leftovers::Settled::default();
     let mut verified = Instant::now();
     loop {
         let interval = match context.store.repository() {

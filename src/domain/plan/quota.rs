@@ -376,7 +376,7 @@ mod tests {
         now.put(&web, deployment("app:2", 1));
         then.put(&web, deployment("app:1", 1));
         let plan = now.aged().plan(&then.aged(), &everything()).unwrap();
-        let left_out = |hard: &Value| compare(&[quota("q", hard, &json!({}))], plan.items(), plural).left_out;
+        let left_out = |hard: &Value| compare(&[quota("q", hard, &json!({}))], plan.items(), |_| None).left_out;
         for hard in [
             json!({"pods": "10"}),
             json!({"cpu": "10"}),

@@ -13,7 +13,7 @@ use crate::{
         bounded::MAX_ROWS,
         rollback_request::{
             ItemFailure, ItemsStatus, RollbackPhase, RollbackRequestStatus, SnapshotVersion, StepState, StepStatus,
-            VerificationStatus,
+            TestResult, VerificationStatus,
         },
     },
     cluster::clock,
@@ -44,6 +44,7 @@ pub struct Report {
 struct Inner {
     report: Report,
     every_failure: Vec<ItemFailure>,
+    every_result: Vec<TestResult>,
     notes: Vec<String>,
     counted: Option<Instant>,
 }
@@ -65,6 +66,7 @@ impl Reporter {
                     ..Report::default()
                 },
                 every_failure: Vec::new(),
+                every_result: Vec::new(),
                 notes: Vec::new(),
                 counted: None,
             })),
@@ -120,6 +122,11 @@ impl Reporter {
     /// Every failure, however many: the status holds the first ones.
     pub fn failures(&self) -> Vec<ItemFailure> {
         self.lock().every_failure.clone()
+    }
+
+    /// Every result of verification, whole.
+    pub fn results(&self) -> Vec<TestResult> {
+        self.lock().every_result.clone()
     }
 
     /// What a reader should know besides: images pinned, objects kept.
@@ -235,8 +242,9 @@ impl Reporter {
         self.change(|report| report.phase = RollbackPhase::Verifying);
     }
 
-    /// How verification went.
-    pub fn verified(&self, verification: VerificationStatus) {
+    /// How verification went, and every result of it.
+    pub fn verified(&self, verification: VerificationStatus, every: Vec<TestResult>) {
+        self.lock().every_result = every;
         self.change(|report| report.verification = Some(verification));
     }
 

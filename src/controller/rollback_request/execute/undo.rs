@@ -99,13 +99,11 @@ impl Work<'_> {
             back.write(items).await?;
         }
         let failures = self.execution.report.failures();
-        match Stop::of(failures.get(before..).unwrap_or_default()) {
-            Some(stop) => Err(stop),
-            None => {
-                back.healthy_after_undo().await;
-                self.left(&plan, &wrote)
-            }
+        if let Some(stop) = Stop::of(failures.get(before..).unwrap_or_default()) {
+            return Err(stop);
         }
+        back.healthy_after_undo().await;
+        self.left(&plan, &wrote)
     }
 
     /// What of the objects that were written is not as it was: it is named, and fails the way back unless it has to stay.

@@ -320,9 +320,9 @@ impl<'a> Work<'a> {
             resolved: &self.execution.resolved,
             excepted: &excepted,
         };
-        let status = verify::run(&subject, self.deadline, &self.cancel).await;
+        let (status, every) = verify::run(&subject, self.deadline, &self.cancel).await;
         let report = &self.execution.report;
-        report.verified(status.clone());
+        report.verified(status.clone(), every);
         self.check()?;
         if status.status == VerifyOutcome::Passed {
             return Ok(());

@@ -24,7 +24,7 @@ use crate::{
         RollbackRequest, duration, names,
         reference::{ObjectReference, ResolvedSnapshot},
         rollback_plan::{PreflightOutcome, PreflightResult},
-        rollback_request::VerificationStatus,
+        rollback_request::{TestResult, VerificationStatus},
         verify::{Verify, VerifyCheck, VerifyOutcome, VerifyTest},
     },
     capture::{Catalog, Failure, WantedKind},
@@ -71,16 +71,22 @@ struct Look<'a> {
 }
 
 /// Runs every test of the request, until `deadline` or its own time is over, or `cancel`. Without tests there is nothing to hold: `Passed`.
-/// What could not be read is `Inconclusive`.
-pub(super) async fn run(subject: &Subject<'_>, deadline: Instant, cancel: &CancellationToken) -> VerificationStatus {
+/// What could not be read is `Inconclusive`. Returns the status, and every result whole.
+pub(super) async fn run(
+    subject: &Subject<'_>,
+    deadline: Instant,
+    cancel: &CancellationToken,
+) -> (VerificationStatus, Vec<TestResult>) {
     let spec = subject.request.spec.verify.clone().unwrap_or_default();
     if spec.tests.is_empty() {
-        return verify::status(&[], None);
+        return (verify::status(&[], None), Vec::new());
     }
-    let status = rounds(subject, &spec, deadline, cancel).await;
+    let (results, window) = rounds(subject, &spec, deadline, cancel).await;
+    let every = verify::every(&results, window.as_ref());
+    let status = verify::status(&results, window);
     let labels = Verified::of(status.status);
     subject.context.metrics.verifications.get_or_create(&labels).inc();
-    status
+    (status, every)
 }
 
 async fn rounds(
@@ -88,7 +94,7 @@ async fn rounds(
     spec: &Verify,
     deadline: Instant,
     cancel: &CancellationToken,
-) -> VerificationStatus {
+) -> (Vec<Checked>, Option<Checked>) {
     let start = Instant::now();
     // Admission lets only durations through.
     let timeout = duration::parse(&spec.timeout).unwrap_or(Duration::from_secs(600));
@@ -107,7 +113,7 @@ async fn rounds(
     };
     let kinds = match kinds {
         Ok(kinds) => kinds,
-        Err(why) => return verify::status(&nothing(&why), None),
+        Err(why) => return (nothing(&why), None),
     };
     loop {
         let began = start.elapsed();
@@ -124,10 +130,10 @@ async fn rounds(
             .map(|(test, seen)| checked(test, seen))
             .collect();
         match course.after(verify::all_in_all(&results), began, start.elapsed()) {
-            Next::Over(Verdict::AsSeen) => return verify::status(&results, None),
+            Next::Over(Verdict::AsSeen) => return (results, None),
             Next::Over(Verdict::WindowCutShort(held)) => {
                 let why = format!("held for {} s, and the time for verification is over", held.as_secs());
-                return verify::status(&results, Some(window(spec, why)));
+                return (results, Some(window(spec, why)));
             }
             Next::Again(pause) => {
                 let ended = tokio::select! {
@@ -136,7 +142,7 @@ async fn rounds(
                     () = cancel.cancelled() => Some(CANCELLED),
                 };
                 if let Some(why) = ended {
-                    return verify::status(&results, Some(window(spec, why)));
+                    return (results, Some(window(spec, why)));
                 }
             }
         }
