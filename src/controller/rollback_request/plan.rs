@@ -11,7 +11,6 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use super::{
-    dry_runs,
     gate::{self, Approved},
     gather::{self, Sides},
     preflight, target, written,
@@ -148,13 +147,15 @@ pub(super) async fn make(
     }
     let known = PutBack::new();
     let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target, &known).await?;
-    let (tried, put_back) = dry_runs::check(context, request, &made.sides, &bound).await?;
+    let (mut checks, put_back) =
+        preflight::check(context, request, &repository, &resolved, &made.sides, &bound).await?;
     let (made, bound) = if put_back.is_empty() {
         (made, bound)
     } else {
-        made.knowing(context, request, put_back).await?
+        let (made, bound) = made.knowing(context, request, put_back).await?;
+        preflight::check_less(context, request, &made.sides, &bound, &mut checks).await?;
+        (made, bound)
     };
-    let checks = preflight::check(context, request, &repository, &resolved, &made.sides, &bound, tried).await?;
     let readable = preflight::readable(context, request, &made.sides, &bound).await?;
     let obstacles: Vec<_> = checks
         .iter()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
 
-use super::{gate, gather::Sides, verify};
+use super::{dry_runs, gate, gather::Sides, verify};
 use crate::{
     api::{
         RollbackRequest,
@@ -19,7 +19,7 @@ use crate::{
     domain::{
         gitops,
         object::ObjectId,
-        plan::{Action, Bound, Plan, SkipReason},
+        plan::{Action, Bound, Plan, PutBack, SkipReason},
     },
     repository::Repository,
 };
@@ -32,7 +32,7 @@ const SHOWN: usize = 8;
 /// Objects whose difference the requester may read.
 pub(super) type Readable = HashSet<ObjectId>;
 
-/// Looks at everything that can be known before a write; `tried` is what [`super::dry_runs`] found.
+/// Looks at everything that can be known before a write, and learns what the server puts back whatever is written.
 pub(super) async fn check(
     context: &Context,
     request: &RollbackRequest,
@@ -40,8 +40,7 @@ pub(super) async fn check(
     resolved: &ResolvedSnapshot,
     sides: &Sides,
     plan: &Plan<Bound>,
-    tried: Vec<PreflightResult>,
-) -> Result<Vec<PreflightResult>, Failure> {
+) -> Result<(Vec<PreflightResult>, PutBack), Failure> {
     let mut checks = vec![snapshot_verified(repository, resolved).await];
     checks.push(named(
         "KindsServed",
@@ -52,17 +51,43 @@ pub(super) async fn check(
         "the server does not serve the kind of",
         "install their definitions, or leave them out with a Selective request",
     ));
-    checks.push(named(
+    checks.push(immutable_fields(plan));
+    checks.push(rights(context, request, sides, plan).await?);
+    checks.push(owners_in_git(request, plan));
+    checks.extend(verify::preflight(context, request, resolved, &sides.kinds).await?);
+    let (tried, put_back) = dry_runs::check(context, request, sides, plan).await?;
+    checks.extend(tried);
+    Ok((checks, put_back))
+}
+
+/// Looks again at what `plan`, which knows what the server puts back and may write less, can have changed of `checks`.
+pub(super) async fn check_less(
+    context: &Context,
+    request: &RollbackRequest,
+    sides: &Sides,
+    plan: &Plan<Bound>,
+    checks: &mut [PreflightResult],
+) -> Result<(), Failure> {
+    let fresh = [
+        immutable_fields(plan),
+        rights(context, request, sides, plan).await?,
+        owners_in_git(request, plan),
+    ];
+    for fresh in fresh {
+        if let Some(check) = checks.iter_mut().find(|check| check.check == fresh.check) {
+            *check = fresh;
+        }
+    }
+    Ok(())
+}
+
+fn immutable_fields(plan: &Plan<Bound>) -> PreflightResult {
+    named(
         "ImmutableFields",
         plan.refusals().map(|(id, refusal)| format!("{id} ({refusal})")),
         "cannot be changed in place:",
         "see each item",
-    ));
-    checks.push(rights(context, request, sides, plan).await?);
-    checks.push(owners_in_git(request, plan));
-    checks.extend(verify::preflight(context, request, resolved, &sides.kinds).await?);
-    checks.extend(tried);
-    Ok(checks)
+    )
 }
 
 async fn snapshot_verified(repository: &Repository, resolved: &ResolvedSnapshot) -> PreflightResult {
