@@ -1,18 +1,13 @@
 //! Checks of everything that Backstep needs, each with how to mend it.
 
+mod guard;
+
 use serde::Serialize;
 
 use super::{Class, Error, Result, Session, facts, store::Location};
 use crate::{
     api::{crd, names},
-    cluster::{
-        clock,
-        guard::{
-            self, REQUIRED_KINDS, REQUIRED_POLICIES, STAMPING_POLICIES,
-            expected::Installation,
-            published::{self, Published},
-        },
-    },
+    cluster::guard::{REQUIRED_KINDS, REQUIRED_POLICIES, STAMPING_POLICIES},
 };
 
 /// What a check found.
@@ -110,7 +105,7 @@ pub async fn doctor(session: &Session, store: Option<&Location>) -> Result<Vec<C
     let (crds, policies, guard, stamping, leader, policy, rights, repository) = tokio::join!(
         crds(session),
         policies(session),
-        guarded(session),
+        guard::checks(session),
         stamping(session, &server),
         leader(session),
         default_policy(session),
@@ -118,7 +113,7 @@ pub async fn doctor(session: &Session, store: Option<&Location>) -> Result<Vec<C
         repository(session, store),
     );
     Ok([
-        vec![version(&server), clocks(&server)],
+        vec![version(&server), clock(&server)],
         crds,
         vec![policies],
         guard,
@@ -147,7 +142,7 @@ fn version(server: &facts::Server) -> Check {
     }
 }
 
-fn clocks(server: &facts::Server) -> Check {
+fn clock(server: &facts::Server) -> Check {
     const NAME: &str = "clock";
     match server.skew {
         None => Check::new(NAME, Outcome::Skip, "the API server sends no time"),
@@ -271,87 +266,6 @@ async fn policies(session: &Session) -> Check {
             "{INSTALL}; without them nobody vouches for who asked and who approved, and the operator does not act"
         );
         Check::fail(NAME, wrong.join("; "), fix)
-    }
-}
-
-/// Whether policies, bindings and CRDs are the ones of this release, field by field, and what the operator makes of them.
-async fn guarded(session: &Session) -> Vec<Check> {
-    const NAME: &str = "guard";
-    let namespace = &session.operator_namespace;
-    let told = match published::read(&session.client, namespace).await {
-        Ok(told) => told,
-        Err(error) => return vec![Check::unknown(NAME, error.into())],
-    };
-    let installation = told.as_ref().map_or_else(
-        || Installation {
-            namespace: namespace.clone(),
-            ..Installation::default()
-        },
-        |told| told.installation.clone(),
-    );
-    let seen = match guard::compare(&session.client, &installation).await {
-        Ok(seen) => seen,
-        Err(error) => {
-            return vec![
-                Check::unknown("specs of the guard", error.into()),
-                state(NAME, told, None),
-            ];
-        }
-    };
-    vec![specs(&seen), state(NAME, told, Some(&seen.epoch))]
-}
-
-/// Of policies, bindings and CRDs.
-fn specs(seen: &guard::Report) -> Check {
-    const NAME: &str = "specs of the guard";
-    if !seen.missing.is_empty() {
-        let fix = format!(
-            "find out who changed it (the audit log tells), then {INSTALL}; where operator and chart are of another version than this \
-             command, use the kubectl-backstep of that version"
-        );
-        return Check::fail(NAME, seen.missing.join("; "), fix);
-    }
-    if !seen.foreign_mutators.is_empty() {
-        let fix =
-            "exclude backstep.dev from what they match, or set guard.foreignMutators: Block in the chart's values";
-        return Check::warn(NAME, seen.foreign_mutators.join("; "), fix);
-    }
-    Check::ok(
-        NAME,
-        "CRDs, admission policies and bindings are those of this release, field by field",
-    )
-}
-
-/// What the operator says of the guard; `epoch` is the present one.
-fn state(name: &'static str, told: Option<Published>, epoch: Option<&str>) -> Check {
-    let Some(told) = told else {
-        return Check::warn(
-            name,
-            "the operator has not said what it sees of the guard",
-            "it says so once it leads (see operator); an operator older than this command never does",
-        );
-    };
-    if !told.missing.is_empty() {
-        let fix = format!("nothing is approved or executed until then; {INSTALL}");
-        return Check::fail(name, told.missing.join("; "), fix);
-    }
-    let seen = told.epoch.unwrap_or_default();
-    if epoch.is_some_and(|epoch| epoch != seen) {
-        return Check::warn(
-            name,
-            "something of it was changed or created anew, and the operator has not looked at it yet",
-            "run this again in half a minute; approvals that are not used yet become void, and are asked for again",
-        );
-    }
-    let short: String = seen.chars().take("sha256:".len() + 12).collect();
-    match told.settled {
-        Some(settled) if settled > clock::now() => Check::warn(
-            name,
-            format!("epoch {short} settles until {settled}"),
-            "wait: until then nobody is asked for approval, so that every API server knows the policies",
-        ),
-        Some(settled) => Check::ok(name, format!("in place; epoch {short}, settled since {settled}")),
-        None => Check::fail(name, "the operator has not found it in place yet", INSTALL),
     }
 }
 
@@ -547,31 +461,7 @@ mod tests {
             (301, Outcome::Fail),
             (-400, Outcome::Fail),
         ] {
-            assert_eq!(clocks(&server(None, Some(skew))).outcome, outcome, "{skew}");
-        }
-    }
-
-    #[test]
-    fn the_guard_is_well_only_where_the_operator_says_so_of_the_present_epoch() {
-        let told = |missing: &[&str], settled: Option<&str>| Published {
-            installation: Installation::default(),
-            missing: missing.iter().map(|what| (*what).to_owned()).collect(),
-            epoch: Some("sha256:a".into()),
-            settled: settled.map(|time| time.parse().unwrap()),
-        };
-        let past = Some("2020-01-01T00:00:00Z");
-        for (told, epoch, outcome) in [
-            (Some(told(&[], past)), Some("sha256:a"), Outcome::Ok),
-            (Some(told(&[], past)), None, Outcome::Ok),
-            (Some(told(&[], past)), Some("sha256:b"), Outcome::Warn),
-            (Some(told(&[], Some("2999-01-01T00:00:00Z"))), None, Outcome::Warn),
-            (Some(told(&[], None)), None, Outcome::Fail),
-            (Some(told(&["a binding"], past)), Some("sha256:a"), Outcome::Fail),
-            (None, Some("sha256:a"), Outcome::Warn),
-        ] {
-            let check = state("guard", told.clone(), epoch);
-            assert_eq!(check.outcome, outcome, "{told:?} {epoch:?}");
-            assert_eq!(check.fix.is_none(), outcome == Outcome::Ok);
+            assert_eq!(clock(&server(None, Some(skew))).outcome, outcome, "{skew}");
         }
     }
 
