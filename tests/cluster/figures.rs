@@ -158,6 +158,7 @@ fn one_namespace() -> DataSet {
         mix,
         bulk: 1,
         seed: 4,
+        owners: data::Owners::Usual,
     }
 }
 
@@ -221,6 +222,7 @@ async fn snapshots_of_many_namespaces_that_are_due_at_once_share_one_pass() {
         mix,
         bulk: 1,
         seed: 5,
+        owners: data::Owners::Usual,
     };
     let Some(scene) = Scene::start("figures-many", &set).await.unwrap() else {
         return;
