@@ -1,5 +1,6 @@
 //! The data sets: made-up objects as teams really write them, the same ones at every run.
 
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
 
 use super::objects::{self, Place};
@@ -233,7 +234,18 @@ impl DataSet {
             (Owners::One, Some(touch)) if touch.subresource.is_empty() => None,
             (_, touch) => touch,
         };
-        Object { touch, ..object }
+        let mut object = Object { touch, ..object };
+        // Who applies `stringData` owns that and not `data`, which it becomes.
+        if self.owners == Owners::One
+            && let Some(Value::Object(clear)) = object.body.as_object_mut().and_then(|body| body.remove("stringData"))
+        {
+            let encoded = clear.into_iter().map(|(key, value)| {
+                let value = value.as_str().map(|text| BASE64.encode(text));
+                (key, Value::from(value))
+            });
+            object.body["data"] = Value::Object(encoded.collect());
+        }
+        object
     }
 
     /// What makes a person a second owner of an object.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::{Method, Request, header::CONTENT_TYPE};
@@ -156,6 +157,7 @@ pub async fn drift(client: &Client, object: &Object, round: usize) -> Result<()>
     let mark = format!("drifted-{round}");
     let change = match object.kind {
         Kind::ConfigMap => json!({"data": {"app": mark}}),
+        Kind::Secret if object.body.get("data").is_some() => json!({"data": {"username": BASE64.encode(mark)}}),
         Kind::Secret => json!({"stringData": {"username": mark}}),
         _ => json!({"metadata": {"labels": {"team": mark}}}),
     };

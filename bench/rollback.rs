@@ -9,6 +9,7 @@ use backstep::api::reference::UidReference;
 use backstep::api::rollback_request::{RollbackPhase, StepState};
 use backstep::api::{ApprovalDecision, ApprovalDecisionSpec, ApprovalRequest, RollbackRequest};
 use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
@@ -183,7 +184,8 @@ pub async fn roll_back(
             Seen::Approval(event) => {
                 let Some(approval) = there(*event) else { continue };
                 let phase = approval.status.as_ref().and_then(|status| status.phase);
-                if matches!(phase, None | Some(ApprovalPhase::Pending)) && decision.is_zero() {
+                let wanted = approval.spec.stages.iter().any(|stage| stage.required > 0);
+                if wanted && matches!(phase, None | Some(ApprovalPhase::Pending)) && decision.is_zero() {
                     let sight = Instant::now();
                     people.decide(&approval).await?;
                     decision = sight.elapsed();
@@ -334,7 +336,6 @@ impl Drop for Rollouts {
 impl Rollouts {
     /// Watches the Deployments of `namespace` until dropped.
     pub fn start(client: Client, namespace: &str) -> Self {
-        use k8s_openapi::api::apps::v1::Deployment;
         let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
         let namespace = namespace.to_owned();
         Self(tokio::spawn(async move {
@@ -345,8 +346,7 @@ impl Rollouts {
                     let (client, namespace) = (client.clone(), namespace.clone());
                     async move {
                         let Ok(deployment) = seen else { return };
-                        let observed = deployment.status.as_ref().and_then(|status| status.observed_generation);
-                        if observed < deployment.metadata.generation {
+                        if !is_rolled_out(&deployment) {
                             let path = format!(
                                 "/apis/apps/v1/namespaces/{namespace}/deployments/{}/status?fieldManager=kube-controller-manager",
                                 deployment.name_any()
@@ -363,7 +363,19 @@ impl Rollouts {
     }
 }
 
-fn rolled_out(deployment: &k8s_openapi::api::apps::v1::Deployment) -> Value {
+fn is_rolled_out(deployment: &Deployment) -> bool {
+    let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+    let status = deployment.status.clone().unwrap_or_default();
+    let counts = [
+        status.replicas,
+        status.updated_replicas,
+        status.ready_replicas,
+        status.available_replicas,
+    ];
+    status.observed_generation == deployment.metadata.generation && counts.iter().all(|count| *count == replicas)
+}
+
+fn rolled_out(deployment: &Deployment) -> Value {
     let replicas = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let condition =
         |type_: &str, reason: &str| json!({"type": type_, "status": "True", "reason": reason, "message": ""});
