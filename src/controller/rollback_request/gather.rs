@@ -1,7 +1,7 @@
 //! The two sides of a plan: what the snapshot holds, and what is live.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     pin::pin,
     sync::Arc,
 };
@@ -17,7 +17,7 @@ use crate::{
     capture::{Catalog, Failure, WantedKind},
     cluster::{
         self, Class,
-        list::{self, Pager},
+        list::{self, Collection, Pager},
     },
     controller::context::Context,
     domain::{
@@ -28,6 +28,9 @@ use crate::{
     },
     repository::{Address, ManifestReader, Repository},
 };
+
+/// Kinds that are listed at once; they are worked on in order.
+const LISTS: usize = 4;
 
 /// A captured object; the content is read where live differs.
 pub(super) struct CapturedObject {
@@ -113,8 +116,6 @@ pub(super) async fn sides(
     wanted.sort_by_key(|kind| kind.reference_rank());
     let digests: BTreeMap<&ObjectId, Digest> = entries.iter().map(|(id, (_, entry))| (id, entry.content)).collect();
     let mut reader = LiveReader {
-        context,
-        namespace,
         selection: &selection,
         captured: &digests,
         secrets: if capture.secrets == Some(SecretsMode::Fingerprint) {
@@ -125,8 +126,20 @@ pub(super) async fn sides(
         references: References::default(),
         live: Vec::new(),
     };
-    for kind in &wanted {
-        reader.kind(kind).await?;
+    let mut ahead = VecDeque::new();
+    let mut waiting = wanted.iter();
+    loop {
+        while ahead.len() < LISTS
+            && let Some(kind) = waiting.next()
+        {
+            let collection = kind.collection(Some(namespace));
+            let pager = Pager::start(context.client.clone(), collection.clone(), false);
+            ahead.push_back((kind, collection, pager));
+        }
+        let Some((kind, collection, pager)) = ahead.pop_front() else {
+            break;
+        };
+        reader.kind(kind, &collection, pager).await?;
     }
     let live = reader.live;
     let equal: HashSet<&ObjectId> = live
@@ -204,8 +217,6 @@ async fn read_json(repository: &Repository, address: &impl Address) -> Result<Va
 }
 
 struct LiveReader<'a> {
-    context: &'a Context,
-    namespace: &'a str,
     selection: &'a Selection,
     captured: &'a BTreeMap<&'a ObjectId, Digest>,
     secrets: SecretValues<'a>,
@@ -214,9 +225,7 @@ struct LiveReader<'a> {
 }
 
 impl LiveReader<'_> {
-    async fn kind(&mut self, kind: &WantedKind) -> Result<(), Failure> {
-        let collection = kind.collection(Some(self.namespace));
-        let mut pager = Pager::start(self.context.client.clone(), collection.clone(), false);
+    async fn kind(&mut self, kind: &WantedKind, collection: &Collection, mut pager: Pager) -> Result<(), Failure> {
         loop {
             let page = match pager.next().await {
                 Ok(Some(page)) => page,

@@ -137,7 +137,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
         said,
         asked: None,
         ran: taken(&executed),
-        report: planner.running().get(&uid).map(|running| running.report.read()),
+        report: planner.running().get(&uid).map(|running| running.report.shown()),
     };
     planner.before(&request, &step, &mut seen).await?;
     if step == Step::Report {
