@@ -52,7 +52,11 @@ pub(super) async fn check(
 ) -> Result<Vec<PreflightResult>, Failure> {
     let namespace = request.namespace().unwrap_or_default();
     let writes = writes(sides, plan, &namespace);
-    let missing = missing_rights(context, &writes, &namespace).await?;
+    let (missing, namespace_stays, quotas) = futures::try_join!(
+        missing_rights(context, &writes, &namespace),
+        namespace_stays(context, &namespace),
+        quotas(context, sides, plan, &namespace)
+    )?;
     let mut checks = vec![
         named(
             "OperatorRights",
@@ -60,8 +64,8 @@ pub(super) async fn check(
             "the operator may not",
             "set rbac.write: true in the chart, or add these to rbac.writeRules",
         ),
-        namespace_stays(context, &namespace).await?,
-        quotas(context, sides, plan, &namespace).await?,
+        namespace_stays,
+        quotas,
     ];
     checks.push(if missing.is_empty() {
         dry_runs(context, request.spec.preflight, writes).await?
@@ -260,7 +264,7 @@ async fn quotas(
 }
 
 async fn dry_runs(context: &Context, preflight: Preflight, writes: Vec<Write<'_>>) -> Result<PreflightResult, Failure> {
-    let looked_at = if preflight == Preflight::Auto {
+    let looked_at = if preflight == Preflight::Auto && !writes.is_empty() {
         looked_at(context).await
     } else {
         LookedAt::All

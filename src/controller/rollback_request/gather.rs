@@ -236,17 +236,20 @@ impl LiveReader<'_> {
                     return Err(Failure::new(error.class(), reasons::PREFLIGHT_FAILED, message));
                 }
             };
-            for raw in page.objects() {
-                let value: Value = serde_json::from_slice(raw).map_err(|source| cluster::Error::Unreadable {
-                    what: collection.to_string(),
-                    source,
-                })?;
-                self.object(kind, value)?;
+            for text in page.objects() {
+                self.object(kind, collection, text)?;
             }
         }
     }
 
-    fn object(&mut self, kind: &WantedKind, raw: Value) -> Result<(), Failure> {
+    fn object(&mut self, kind: &WantedKind, collection: &Collection, text: &[u8]) -> Result<(), Failure> {
+        let parse = || -> Result<Value, cluster::Error> {
+            serde_json::from_slice(text).map_err(|source| cluster::Error::Unreadable {
+                what: collection.to_string(),
+                source,
+            })
+        };
+        let raw = parse()?;
         let name = raw["metadata"]["name"].as_str().unwrap_or_default();
         let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
         let verdict = self
@@ -260,20 +263,21 @@ impl LiveReader<'_> {
         if !in_capture && held.is_none() {
             return Ok(());
         }
-        let object = normalise(raw.clone(), &kind.info, &kind.shape, self.secrets)
-            .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, format!("{id}: {e}")))?;
-        let digest = object.digest();
-        // Workloads tell who reads what, how many Pods are ready and who is scaled; the rest matters only where it differs.
         let unfinished = raw["metadata"]["managedFields"]
             .as_array()
             .is_some_and(|entries| write::is_unfinished(entries));
+        let object = normalise(raw, &kind.info, &kind.shape, self.secrets)
+            .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, format!("{id}: {e}")))?;
+        let digest = object.digest();
+        // Workloads tell who reads what, how many Pods are ready and who is scaled; the rest matters only where it differs.
         let needed = held != Some(&digest) || unfinished || kind.component == Component::Workloads;
         let (content, raw) = if needed {
             let content = serde_json::from_slice(&object.content).map_err(|source| cluster::Error::Unreadable {
                 what: id.to_string(),
                 source,
             })?;
-            (content, raw)
+            // Most objects are equal: parsing the few again costs less than a copy of each.
+            (content, parse()?)
         } else {
             (Value::Null, Value::Null)
         };
