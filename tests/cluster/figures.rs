@@ -17,29 +17,29 @@ use load::{Stored, stored};
 use operator::Operator;
 
 #[path = "../../bench/capture.rs"]
-mod capture;
+pub mod capture;
 #[path = "../../bench/data.rs"]
-mod data;
+pub mod data;
 #[path = "../../bench/generated.rs"]
 mod generated;
 #[path = "../../bench/load.rs"]
-mod load;
+pub mod load;
 #[path = "../../bench/memory.rs"]
 mod memory;
 #[path = "../../bench/objects.rs"]
-mod objects;
+pub mod objects;
 #[path = "../../bench/operator.rs"]
-mod operator;
+pub mod operator;
 #[path = "../../bench/random.rs"]
-mod random;
+pub mod random;
 #[path = "../../bench/raw.rs"]
-mod raw;
+pub mod raw;
 #[path = "../../bench/reads.rs"]
 mod reads;
 #[path = "../../bench/report.rs"]
 mod report;
 #[path = "../../bench/words.rs"]
-mod words;
+pub mod words;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;

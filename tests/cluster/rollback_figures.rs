@@ -9,31 +9,19 @@ use kube::Client;
 use serde_json::{Value, json};
 use testbed::{ApiRequests, Cluster};
 
-use data::{DataSet, Kind, Object, Owners};
-use operator::Operator;
-use raw::Resource;
+use crate::figures::{
+    capture,
+    data::{self, DataSet, Kind, Object, Owners},
+    load,
+    operator::{self, Operator},
+    raw::{self, Resource},
+};
 use rollback::{People, RolledBack};
 
-#[path = "../../bench/capture.rs"]
-mod capture;
-#[path = "../../bench/data.rs"]
-mod data;
-#[path = "../../bench/load.rs"]
-mod load;
-#[path = "../../bench/objects.rs"]
-mod objects;
-#[path = "../../bench/operator.rs"]
-mod operator;
-#[path = "../../bench/random.rs"]
-mod random;
-#[path = "../../bench/raw.rs"]
-mod raw;
 #[path = "../../bench/restore.rs"]
 mod restore;
 #[path = "../../bench/rollback.rs"]
 mod rollback;
-#[path = "../../bench/words.rs"]
-mod words;
 
 /// How long a capture or a rollback may take on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(240);

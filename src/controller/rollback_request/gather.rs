@@ -29,7 +29,7 @@ use crate::{
     repository::{Address, ManifestReader, Repository},
 };
 
-/// Kinds that are listed at once; they are worked on in order.
+/// Kinds that are listed at once.
 const LISTS: usize = 4;
 
 /// A captured object; the content is read where live differs.
@@ -126,21 +126,7 @@ pub(super) async fn sides(
         references: References::default(),
         live: Vec::new(),
     };
-    let mut ahead = VecDeque::new();
-    let mut waiting = wanted.iter();
-    loop {
-        while ahead.len() < LISTS
-            && let Some(kind) = waiting.next()
-        {
-            let collection = kind.collection(Some(namespace));
-            let pager = Pager::start(context.client.clone(), collection.clone(), false);
-            ahead.push_back((kind, collection, pager));
-        }
-        let Some((kind, collection, pager)) = ahead.pop_front() else {
-            break;
-        };
-        reader.kind(kind, &collection, pager).await?;
-    }
+    reader.every(context, namespace, &wanted).await?;
     let live = reader.live;
     let equal: HashSet<&ObjectId> = live
         .iter()
@@ -225,6 +211,25 @@ struct LiveReader<'a> {
 }
 
 impl LiveReader<'_> {
+    /// Reads all of `kinds`: some are listed at once, and worked on in order.
+    async fn every(&mut self, context: &Context, namespace: &str, kinds: &[&Arc<WantedKind>]) -> Result<(), Failure> {
+        let mut waiting = kinds.iter();
+        let mut ahead = VecDeque::new();
+        loop {
+            while ahead.len() < LISTS
+                && let Some(kind) = waiting.next()
+            {
+                let collection = kind.collection(Some(namespace));
+                let pager = Pager::start(context.client.clone(), collection.clone(), false);
+                ahead.push_back((kind, collection, pager));
+            }
+            let Some((kind, collection, pager)) = ahead.pop_front() else {
+                return Ok(());
+            };
+            self.kind(kind, &collection, pager).await?;
+        }
+    }
+
     async fn kind(&mut self, kind: &WantedKind, collection: &Collection, mut pager: Pager) -> Result<(), Failure> {
         loop {
             let page = match pager.next().await {

@@ -97,21 +97,21 @@ impl Reporter {
 
     fn change(&self, change: impl FnOnce(&mut Report)) {
         {
-            let mut inner = self.lock();
+            let inner = &mut *self.lock();
             change(&mut inner.report);
-            inner.shown = inner.report.items.clone();
+            inner.shown.clone_from(&inner.report.items);
         }
         (self.changed)();
     }
 
     fn count(&self, change: impl FnOnce(&mut Inner)) {
         let due = {
-            let mut inner = self.lock();
-            change(&mut inner);
+            let inner = &mut *self.lock();
+            change(inner);
             let due = inner.counted.is_none_or(|last| last.elapsed() >= COUNTS_EVERY);
             if due {
                 inner.counted = Some(Instant::now());
-                inner.shown = inner.report.items.clone();
+                inner.shown.clone_from(&inner.report.items);
             }
             due
         };
