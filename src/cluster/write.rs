@@ -72,7 +72,8 @@ pub enum WriteError {
 ///
 /// # Errors
 /// [`WriteError::Drift`] where the object is not as planned: of that call nothing was written, except by a server that answers an
-/// apply of a new object, which carries a resourceVersion that no object has, with 200. [`WriteError::Failed`] after up to seven tries of at most 35 s each.
+/// apply of a new object, which carries a resourceVersion that no object has, with 200. [`WriteError::Failed`] after up to seven
+/// tries of at most 35 s each.
 pub async fn perform(client: &Client, place: &Place, calls: &[Call], dry_run: bool) -> Result<Written, WriteError> {
     let writer = Writer { client, place, dry_run };
     let mut last: Option<Value> = None;
