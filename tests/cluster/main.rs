@@ -21,6 +21,7 @@ mod incremental;
 mod plans;
 mod proxy;
 mod refusals;
+mod rollback_figures;
 mod rollbacks;
 mod rows;
 mod snapshots;

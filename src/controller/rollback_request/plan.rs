@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -56,8 +56,10 @@ pub(super) struct Written {
     pub plan: RollbackPlan,
     /// What stands in the way; empty is nothing.
     pub obstacles: Vec<PreflightResult>,
-    /// Whether anything is written to the target.
+    /// Whether there is nothing to write to the target.
     pub empty: bool,
+    /// When live was compared.
+    pub compared: Instant,
     /// How it is approved, or why it cannot be.
     pub route: Result<Chosen, NoRoute>,
 }
@@ -126,6 +128,7 @@ pub(super) async fn make(
         );
         return Err(Failure::new(Class::Invalid, reasons::ALREADY_EXECUTED, message));
     }
+    let compared = Instant::now();
     let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target).await?;
     let checks = preflight::check(context, request, &repository, &resolved, &made.sides, &bound).await?;
     let readable = preflight::readable(context, request, &made.sides, &bound).await?;
@@ -154,6 +157,7 @@ pub(super) async fn make(
         plan,
         obstacles,
         empty,
+        compared,
         // Made for the target, which chooses.
         route: route.unwrap_or(Err(NoRoute::NoMatchingPolicy)),
     })

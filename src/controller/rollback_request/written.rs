@@ -24,6 +24,8 @@ use crate::{
 
 /// Most bytes of a written plan.
 const PLAN_BYTES: usize = 256 * 1024;
+/// Most items of a written plan; those beyond are not even compared for reading.
+const MOST_ITEMS: usize = 2000;
 /// Most bytes of one diff.
 const DIFF_BYTES: usize = 16 * 1024;
 
@@ -40,8 +42,9 @@ pub(super) async fn write(
     readable: &preflight::Readable,
 ) -> Result<RollbackPlan, Failure> {
     let digest = bound.digest();
-    let mut items: Vec<PlanItem> = bound.items().iter().map(|item| shown(item, sides, readable)).collect();
-    let truncated = fit(&mut items);
+    let few = bound.items().iter().take(MOST_ITEMS);
+    let mut items: Vec<PlanItem> = few.map(|item| shown(item, sides, readable)).collect();
+    let truncated = fit(&mut items) || bound.items().len() > MOST_ITEMS;
     let summary = bound.summary();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let namespace = request.namespace().unwrap_or_default();
@@ -200,7 +203,7 @@ fn fit(items: &mut Vec<PlanItem>) -> bool {
             truncated = true;
         }
     }
-    while total > PLAN_BYTES || items.len() > 2000 {
+    while total > PLAN_BYTES {
         let Some(item) = items.pop() else { break };
         total = total.saturating_sub(size(&item));
         truncated = true;
