@@ -1,5 +1,6 @@
 //! The data sets: made-up objects as teams really write them, the same ones at every run.
 
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
 
 use super::objects::{self, Place};
@@ -23,6 +24,17 @@ pub struct DataSet {
     pub bulk: usize,
     /// Everything random follows from it.
     pub seed: u64,
+    /// Who owns the fields of its objects.
+    pub owners: Owners,
+}
+
+/// Who owns the fields of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// One, but for some that people changed since.
+    Usual,
+    /// One, whoever writes its status.
+    One,
 }
 
 /// The kinds of the data sets.
@@ -139,6 +151,7 @@ impl DataSet {
             ],
             bulk: 8,
             seed: 1,
+            owners: Owners::Usual,
         }
     }
 
@@ -165,6 +178,19 @@ impl DataSet {
             ],
             bulk: 1,
             seed: 2,
+            owners: Owners::Usual,
+        }
+    }
+
+    /// **V**, or a part of it: one namespace with `size` Secrets (31,000 are the whole), each with one owner.
+    pub fn v(size: usize) -> Self {
+        Self {
+            name: format!("v{size}"),
+            namespaces: 1,
+            mix: vec![(Kind::Secret, size)],
+            bulk: 1,
+            seed: 3,
+            owners: Owners::One,
         }
     }
 
@@ -197,9 +223,38 @@ impl DataSet {
         numbered
             .map(|(kind, number)| {
                 let app = random.below(apps);
-                objects::build(kind, &place, (app, number), self.bulk, &mut random)
+                let object = objects::build(kind, &place, (app, number), self.bulk, &mut random);
+                self.owned(object)
             })
             .collect()
+    }
+
+    fn owned(&self, object: Object) -> Object {
+        let touch = match (self.owners, object.touch) {
+            (Owners::One, Some(touch)) if touch.subresource.is_empty() => None,
+            (_, touch) => touch,
+        };
+        let mut object = Object { touch, ..object };
+        // Who applies `stringData` owns that and not `data`, which it becomes.
+        if self.owners == Owners::One
+            && let Some(Value::Object(clear)) = object.body.as_object_mut().and_then(|body| body.remove("stringData"))
+        {
+            let encoded = clear.into_iter().map(|(key, value)| {
+                let value = value.as_str().map(|text| BASE64.encode(text));
+                (key, Value::from(value))
+            });
+            object.body["data"] = Value::Object(encoded.collect());
+        }
+        object
+    }
+
+    /// What makes a person a second owner of an object.
+    pub fn annotation() -> Touch {
+        Touch {
+            manager: "kubectl-annotate",
+            subresource: "",
+            patch: json!({"metadata": {"annotations": {"example.com/owner": "someone@example.com"}}}),
+        }
     }
 
     /// A change of one object by a person, different at each `round`: what 1 % churn is made of.

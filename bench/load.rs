@@ -9,7 +9,7 @@ use http::{Method, Request, header::CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use testbed::{Cluster, ClusterOptions};
+use testbed::{Audit, Cluster, ClusterOptions};
 
 use super::data::{self, DataSet, Object, Touch};
 
@@ -34,6 +34,14 @@ pub fn quiet_cluster(name: &str) -> ClusterOptions {
 /// # Errors
 /// The cluster's; and where the copy cannot be made.
 pub async fn cluster_with(sets: &[DataSet]) -> Result<Cluster> {
+    audited_cluster_with(sets, Audit::Off).await
+}
+
+/// As [`cluster_with`], with an audit log.
+///
+/// # Errors
+/// As [`cluster_with`].
+pub async fn audited_cluster_with(sets: &[DataSet], audit: Audit) -> Result<Cluster> {
     let kept = kept(sets)?;
     if !kept.is_dir() {
         let cluster = Cluster::start(quiet_cluster("load")).await?;
@@ -53,6 +61,7 @@ pub async fn cluster_with(sets: &[DataSet]) -> Result<Cluster> {
     }
     Cluster::start(ClusterOptions {
         etcd_data_from: Some(kept),
+        audit,
         ..quiet_cluster("yardstick")
     })
     .await

@@ -1,4 +1,4 @@
-//! The yardstick: how fast, how small and how quiet captures are, beside a bare client on the same server.
+//! The yardstick: how fast, how small and how quiet captures and rollbacks are, beside a bare client on the same server.
 //!
 //! `cargo bench --bench yardstick` measures the goals of `docs/performance.md` that a release can be held to; `-- --quick`
 //! takes a small data set and few pairs.
@@ -14,7 +14,10 @@ mod random;
 mod raw;
 mod reads;
 mod report;
+mod restore;
+mod rollback;
 mod rows;
+mod series;
 mod words;
 
 use std::path::PathBuf;
@@ -27,14 +30,14 @@ use data::DataSet;
 use report::Report;
 use rows::Plan;
 
-/// Measures captures against a bare client
+/// Measures captures and rollbacks against a bare client
 #[derive(Parser)]
 #[expect(clippy::struct_excessive_bools, reason = "they are flags")]
 struct Options {
     /// A small data set and three pairs
     #[arg(long)]
     quick: bool,
-    /// Data sets: `s<objects>` in one namespace, `l<namespaces>` of 50 objects; default s5000 and l2000
+    /// Data sets: `s<objects>` in one namespace, `l<namespaces>` of 50 objects, `v<secrets>`; default s5000, l2000 and v5000
     #[arg(long, value_delimiter = ',')]
     data: Vec<String>,
     /// Interleaved pairs; default 5
@@ -65,8 +68,10 @@ fn data_set(name: &str) -> Result<DataSet> {
     match (letter, count.parse()) {
         ("s", Ok(count)) if count > 0 => Ok(DataSet::s(count)),
         ("l", Ok(count)) if count > 0 => Ok(DataSet::l(count)),
+        ("v", Ok(count)) if count > 0 => Ok(DataSet::v(count)),
         _ => bail!(
-            "there is no data set `{name}`: write s5000 for 5,000 objects in one namespace, l2000 for 2,000 namespaces"
+            "there is no data set `{name}`: write s5000 for 5,000 objects in one namespace, l2000 for 2,000 namespaces, v31000 for \
+             31,000 Secrets"
         ),
     }
 }
@@ -74,8 +79,8 @@ fn data_set(name: &str) -> Result<DataSet> {
 async fn run(options: Options) -> Result<Report> {
     let names = match (options.data.is_empty(), options.quick) {
         (false, _) => options.data,
-        (true, true) => vec!["s1000".to_owned(), "l100".to_owned()],
-        (true, false) => vec!["s5000".to_owned(), "l2000".to_owned()],
+        (true, true) => ["s1000", "l100", "v500"].map(str::to_owned).to_vec(),
+        (true, false) => ["s5000", "l2000", "v5000"].map(str::to_owned).to_vec(),
     };
     let sets = names.iter().map(|name| data_set(name)).collect::<Result<Vec<_>>>()?;
     let plan = Plan {
@@ -96,9 +101,20 @@ async fn run(options: Options) -> Result<Report> {
         rows::memory(&plan, 10_000, 100_000, &mut report).await?;
     }
     for set in &sets {
-        if wants(&[1, 2, 9, 10]) {
+        // V holds what restores are measured on, S what the rest is; L is many namespaces.
+        let is = |letter: char| set.name.starts_with(letter);
+        if wants(&[1, 2, 9, 10]) && !is('v') {
             rows::captures(&plan, set, &mut report).await?;
         }
+        if wants(&[5]) && is('v') {
+            Box::pin(rows::restores(&plan, set, &mut report)).await?;
+        }
+        if wants(&[6, 7]) && is('s') {
+            Box::pin(rows::rollbacks(&plan, set, &mut report)).await?;
+        }
+    }
+    if wants(&[8]) {
+        Box::pin(rows::single(&plan, &mut report)).await?;
     }
     Ok(report)
 }

@@ -93,6 +93,7 @@ impl Operator {
                 "--admin-address=127.0.0.1:0",
                 "--log-format=text",
                 "--store-quota=0",
+                "--guard-settle=1s",
             ])
             .arg(format!("--kubeconfig={}", kubeconfig.display()))
             .arg(format!("--namespace={NAMESPACE}"))

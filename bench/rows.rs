@@ -3,6 +3,7 @@
 mod captures;
 mod memory;
 mod orientation;
+mod rollbacks;
 mod scene;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use super::report::{Goal, Row, Unit};
 pub use captures::captures;
 pub use memory::memory;
 pub use orientation::orientation;
+pub use rollbacks::{restores, rollbacks, single};
 
 /// How long a capture may take before the run is given up.
 const DEADLINE: Duration = Duration::from_secs(600);

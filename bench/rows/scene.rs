@@ -1,11 +1,11 @@
 //! One cluster with one data set, and what all its measurements share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use kube::Client;
-use testbed::Cluster;
+use testbed::{Audit, Cluster};
 
 use super::{CONNECTIONS, DEADLINE, Plan};
 use crate::capture::{self, Arrival, Captured, capture};
@@ -44,7 +44,12 @@ pub(super) struct Scene<'a> {
 impl<'a> Scene<'a> {
     /// The cluster from the copy of the data, with the chart installed.
     pub async fn start(plan: &'a Plan, set: &'a DataSet) -> Result<Self> {
-        let cluster = load::cluster_with(std::slice::from_ref(set)).await?;
+        Self::start_with(plan, set, Audit::Off).await
+    }
+
+    /// As [`Self::start`], with an audit log.
+    pub async fn start_with(plan: &'a Plan, set: &'a DataSet, audit: Audit) -> Result<Self> {
+        let cluster = load::audited_cluster_with(std::slice::from_ref(set), audit).await?;
         operator::install(&cluster).await?;
         let client = cluster.admin().await?;
         let body = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": WARM_UP}});
@@ -69,6 +74,11 @@ impl<'a> Scene<'a> {
             cluster,
             round: 0,
         })
+    }
+
+    /// Goes with the scene.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Namespace to list: a Snapshot that is alone lists its own one, many share one pass over the cluster.

@@ -24,6 +24,9 @@ use crate::domain::{
 
 /// Deadline of one try: the API server ends a write after 34 s at the latest, webhooks included.
 const DEADLINE: Duration = Duration::from_secs(35);
+/// A resourceVersion that no object ever has, because etcd counts the first write as 2: whoever is there has another one, which the
+/// server refuses as a conflict; where nobody is, it is not looked at.
+const NEVER: &str = "1";
 
 /// Where an object is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +72,8 @@ pub enum WriteError {
 ///
 /// # Errors
 /// [`WriteError::Drift`] where the object is not as planned: of that call nothing was written, except by a server that answers an
-/// apply of a new object, looked for just before, with 200. [`WriteError::Failed`] after up to seven tries of at most 35 s each.
+/// apply of a new object, which carries a resourceVersion that no object has, with 200. [`WriteError::Failed`] after up to seven
+/// tries of at most 35 s each.
 pub async fn perform(client: &Client, place: &Place, calls: &[Call], dry_run: bool) -> Result<Written, WriteError> {
     let writer = Writer { client, place, dry_run };
     let mut last: Option<Value> = None;
@@ -367,21 +371,20 @@ impl Writer<'_> {
     }
 
     async fn create_by_apply(&self, manager: &str, body: &Value) -> Result<Value, WriteError> {
-        // An apply has no precondition "absent": where nothing conflicts it would merge into what appeared.
-        if self.read().await?.is_some() {
-            return Err(self.drift("appeared"));
-        }
         let uri = self.collection(Some(body)).item_path(&self.place.name);
         let uri = format!("{uri}?{}&force=false", self.query(manager));
+        // An apply has no precondition "absent", and where nothing conflicts it would merge into what appeared.
+        let mut absent = body.clone();
+        absent["metadata"]["resourceVersion"] = NEVER.into();
         let mut patience = Patience::new();
         let mut in_doubt = false;
         loop {
             let tried = self
-                .attempt("apply", Method::PATCH, &uri, "application/apply-patch+yaml", body)
+                .attempt("apply", Method::PATCH, &uri, "application/apply-patch+yaml", &absent)
                 .await?;
             match tried {
                 Tried::Done(StatusCode::CREATED, object) => return Ok(object),
-                // The second try of a write whose answer was lost changes nothing.
+                // A server that does not look at the version.
                 Tried::Done(_, object) if in_doubt => return Ok(object),
                 Tried::Done(..) => return Err(self.drift("appeared")),
                 other => {

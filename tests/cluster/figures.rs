@@ -17,29 +17,29 @@ use load::{Stored, stored};
 use operator::Operator;
 
 #[path = "../../bench/capture.rs"]
-mod capture;
+pub mod capture;
 #[path = "../../bench/data.rs"]
-mod data;
+pub mod data;
 #[path = "../../bench/generated.rs"]
 mod generated;
 #[path = "../../bench/load.rs"]
-mod load;
+pub mod load;
 #[path = "../../bench/memory.rs"]
 mod memory;
 #[path = "../../bench/objects.rs"]
-mod objects;
+pub mod objects;
 #[path = "../../bench/operator.rs"]
-mod operator;
+pub mod operator;
 #[path = "../../bench/random.rs"]
-mod random;
+pub mod random;
 #[path = "../../bench/raw.rs"]
-mod raw;
+pub mod raw;
 #[path = "../../bench/reads.rs"]
 mod reads;
 #[path = "../../bench/report.rs"]
 mod report;
 #[path = "../../bench/words.rs"]
-mod words;
+pub mod words;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
@@ -158,6 +158,7 @@ fn one_namespace() -> DataSet {
         mix,
         bulk: 1,
         seed: 4,
+        owners: data::Owners::Usual,
     }
 }
 
@@ -221,6 +222,7 @@ async fn snapshots_of_many_namespaces_that_are_due_at_once_share_one_pass() {
         mix,
         bulk: 1,
         seed: 5,
+        owners: data::Owners::Usual,
     };
     let Some(scene) = Scene::start("figures-many", &set).await.unwrap() else {
         return;

@@ -25,6 +25,7 @@ mod proxy;
 mod put_back;
 mod refusals;
 mod reports;
+mod rollback_figures;
 mod rollbacks;
 mod rows;
 mod snapshots;

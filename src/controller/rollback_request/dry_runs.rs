@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, future, stream};
 use kube::ResourceExt as _;
 use serde_json::Value;
 
@@ -52,7 +52,11 @@ pub(super) async fn check(
 ) -> Result<(Vec<PreflightResult>, PutBack), Failure> {
     let namespace = request.namespace().unwrap_or_default();
     let writes = writes(sides, plan, &namespace);
-    let missing = missing_rights(context, &writes, &namespace).await?;
+    let (missing, namespace_stays, quotas) = futures::try_join!(
+        missing_rights(context, &writes, &namespace),
+        namespace_stays(context, &namespace),
+        quotas(context, sides, plan, &namespace)
+    )?;
     let mut checks = vec![
         named(
             "OperatorRights",
@@ -60,8 +64,8 @@ pub(super) async fn check(
             "the operator may not",
             "set rbac.write: true in the chart, or add these to rbac.writeRules",
         ),
-        namespace_stays(context, &namespace).await?,
-        quotas(context, sides, plan, &namespace).await?,
+        namespace_stays,
+        quotas,
     ];
     let mut put_back = PutBack::new();
     checks.push(if missing.is_empty() {
@@ -201,15 +205,26 @@ fn json(bytes: &[u8], what: &str) -> Result<Value, cluster::Error> {
     })
 }
 
-/// Every object of a collection, which is small; none where the server does not serve it.
-async fn all(context: &Context, of: &Collection) -> cluster::Result<Vec<Value>> {
+/// Every object of a collection, which is small; `None` where the server does not serve it.
+async fn all(context: &Context, of: &Collection) -> cluster::Result<Option<Vec<Value>>> {
     let what = of.to_string();
     let uri = format!("{}?limit={MOST}", of.path());
     match list::get_object(&context.client, &uri, &what).await {
-        Ok(bytes) => Ok(json(&bytes, &what)?["items"].as_array().cloned().unwrap_or_default()),
-        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        Ok(bytes) => Ok(json(&bytes, &what)?["items"].as_array().cloned().or(Some(Vec::new()))),
+        Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Every object of a kind that has to do with admission, in the newest version that is served: each version shows all of them.
+async fn newest(context: &Context, plural: &str) -> cluster::Result<Vec<Value>> {
+    for version in ["v1", "v1beta1", "v1alpha1"] {
+        let of = collection("admissionregistration.k8s.io", version, plural, None);
+        if let Some(objects) = all(context, &of).await? {
+            return Ok(objects);
+        }
+    }
+    Ok(Vec::new())
 }
 
 async fn quotas(
@@ -220,7 +235,7 @@ async fn quotas(
 ) -> Result<PreflightResult, Failure> {
     let check = "QuotaSum";
     let quotas = match all(context, &collection("", "v1", "resourcequotas", Some(namespace))).await {
-        Ok(quotas) => quotas,
+        Ok(quotas) => quotas.unwrap_or_default(),
         Err(error) if error.class() == Class::Transient => return Err(error.into()),
         Err(error) => return Ok(result(check, PreflightOutcome::NotCheckable, error.to_string())),
     };
@@ -282,7 +297,7 @@ async fn dry_runs(
     writes: Vec<Write<'_>>,
     put_back: &mut PutBack,
 ) -> Result<PreflightResult, Failure> {
-    let looked_at = if preflight == Preflight::Auto {
+    let looked_at = if preflight == Preflight::Auto && !writes.is_empty() {
         looked_at(context).await
     } else {
         LookedAt::All
@@ -360,37 +375,25 @@ impl LookedAt {
 /// Asks every webhook configuration and admission policy which resources it looks at. Namespace selectors are not evaluated: one that
 /// does not apply costs a dry run.
 async fn looked_at(context: &Context) -> LookedAt {
-    let mut rules: Vec<Value> = Vec::new();
-    for plural in [
+    let kinds = [
         "validatingwebhookconfigurations",
         "mutatingwebhookconfigurations",
         "validatingadmissionpolicies",
         "mutatingadmissionpolicies",
-    ] {
-        for version in ["v1", "v1beta1", "v1alpha1"] {
-            let of = collection("admissionregistration.k8s.io", version, plural, None);
-            let Ok(objects) = all(context, &of).await else {
-                return LookedAt::All;
-            };
-            for object in &objects {
-                let webhooks = object["webhooks"].as_array().into_iter().flatten();
-                for rule in webhooks
-                    .flat_map(|webhook| webhook["rules"].as_array().into_iter().flatten())
-                    .chain(
-                        object["spec"]["matchConstraints"]["resourceRules"]
-                            .as_array()
-                            .into_iter()
-                            .flatten(),
-                    )
-                {
-                    rules.push(rule.clone());
-                }
-            }
-            if !objects.is_empty() {
-                break;
-            }
-        }
-    }
+    ];
+    let Ok(objects) = future::try_join_all(kinds.map(|plural| newest(context, plural))).await else {
+        return LookedAt::All;
+    };
+    let rules: Vec<Value> = objects
+        .iter()
+        .flatten()
+        .flat_map(|object| {
+            let webhooks = object["webhooks"].as_array().into_iter().flatten();
+            let theirs = webhooks.flat_map(|webhook| webhook["rules"].as_array().into_iter().flatten());
+            let constraints = object["spec"]["matchConstraints"]["resourceRules"].as_array();
+            theirs.chain(constraints.into_iter().flatten()).cloned()
+        })
+        .collect();
     let matched = |resource: &str| {
         let names = |rule: &Value, field: &str, wanted: &[&str]| {
             rule[field]

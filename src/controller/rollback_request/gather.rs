@@ -1,7 +1,7 @@
 //! The two sides of a plan: what the snapshot holds, and what is live.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     pin::pin,
     sync::Arc,
 };
@@ -17,7 +17,7 @@ use crate::{
     capture::{Catalog, Failure, WantedKind},
     cluster::{
         self, Class,
-        list::{self, Pager},
+        list::{self, Collection, Pager},
     },
     controller::context::Context,
     domain::{
@@ -28,6 +28,9 @@ use crate::{
     },
     repository::{Address, ManifestReader, Repository},
 };
+
+/// Kinds that are listed at once.
+const LISTS: usize = 4;
 
 /// A captured object; the content is read where live differs.
 pub(super) struct CapturedObject {
@@ -113,8 +116,6 @@ pub(super) async fn sides(
     wanted.sort_by_key(|kind| kind.reference_rank());
     let digests: BTreeMap<&ObjectId, Digest> = entries.iter().map(|(id, (_, entry))| (id, entry.content)).collect();
     let mut reader = LiveReader {
-        context,
-        namespace,
         selection: &selection,
         captured: &digests,
         secrets: if capture.secrets == Some(SecretsMode::Fingerprint) {
@@ -125,9 +126,7 @@ pub(super) async fn sides(
         references: References::default(),
         live: Vec::new(),
     };
-    for kind in &wanted {
-        reader.kind(kind).await?;
-    }
+    reader.every(context, namespace, &wanted).await?;
     let live = reader.live;
     let equal: HashSet<&ObjectId> = live
         .iter()
@@ -204,8 +203,6 @@ async fn read_json(repository: &Repository, address: &impl Address) -> Result<Va
 }
 
 struct LiveReader<'a> {
-    context: &'a Context,
-    namespace: &'a str,
     selection: &'a Selection,
     captured: &'a BTreeMap<&'a ObjectId, Digest>,
     secrets: SecretValues<'a>,
@@ -214,9 +211,26 @@ struct LiveReader<'a> {
 }
 
 impl LiveReader<'_> {
-    async fn kind(&mut self, kind: &WantedKind) -> Result<(), Failure> {
-        let collection = kind.collection(Some(self.namespace));
-        let mut pager = Pager::start(self.context.client.clone(), collection.clone(), false);
+    /// Reads all of `kinds`: some are listed at once, and worked on in order.
+    async fn every(&mut self, context: &Context, namespace: &str, kinds: &[&Arc<WantedKind>]) -> Result<(), Failure> {
+        let mut waiting = kinds.iter();
+        let mut ahead = VecDeque::new();
+        loop {
+            while ahead.len() < LISTS
+                && let Some(kind) = waiting.next()
+            {
+                let collection = kind.collection(Some(namespace));
+                let pager = Pager::start(context.client.clone(), collection.clone(), false);
+                ahead.push_back((kind, collection, pager));
+            }
+            let Some((kind, collection, pager)) = ahead.pop_front() else {
+                return Ok(());
+            };
+            self.kind(kind, &collection, pager).await?;
+        }
+    }
+
+    async fn kind(&mut self, kind: &WantedKind, collection: &Collection, mut pager: Pager) -> Result<(), Failure> {
         loop {
             let page = match pager.next().await {
                 Ok(Some(page)) => page,
@@ -227,17 +241,20 @@ impl LiveReader<'_> {
                     return Err(Failure::new(error.class(), reasons::PREFLIGHT_FAILED, message));
                 }
             };
-            for raw in page.objects() {
-                let value: Value = serde_json::from_slice(raw).map_err(|source| cluster::Error::Unreadable {
-                    what: collection.to_string(),
-                    source,
-                })?;
-                self.object(kind, value)?;
+            for text in page.objects() {
+                self.object(kind, collection, text)?;
             }
         }
     }
 
-    fn object(&mut self, kind: &WantedKind, raw: Value) -> Result<(), Failure> {
+    fn object(&mut self, kind: &WantedKind, collection: &Collection, text: &[u8]) -> Result<(), Failure> {
+        let parse = || -> Result<Value, cluster::Error> {
+            serde_json::from_slice(text).map_err(|source| cluster::Error::Unreadable {
+                what: collection.to_string(),
+                source,
+            })
+        };
+        let raw = parse()?;
         let name = raw["metadata"]["name"].as_str().unwrap_or_default();
         let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
         let verdict = self
@@ -251,20 +268,21 @@ impl LiveReader<'_> {
         if !in_capture && held.is_none() {
             return Ok(());
         }
-        let object = normalise(raw.clone(), &kind.info, &kind.shape, self.secrets)
-            .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, format!("{id}: {e}")))?;
-        let digest = object.digest();
-        // Workloads tell who reads what, how many Pods are ready and who is scaled; the rest matters only where it differs.
         let unfinished = raw["metadata"]["managedFields"]
             .as_array()
             .is_some_and(|entries| write::is_unfinished(entries));
+        let object = normalise(raw, &kind.info, &kind.shape, self.secrets)
+            .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, format!("{id}: {e}")))?;
+        let digest = object.digest();
+        // Workloads tell who reads what, how many Pods are ready and who is scaled; the rest matters only where it differs.
         let needed = held != Some(&digest) || unfinished || kind.component == Component::Workloads;
         let (content, raw) = if needed {
             let content = serde_json::from_slice(&object.content).map_err(|source| cluster::Error::Unreadable {
                 what: id.to_string(),
                 source,
             })?;
-            (content, raw)
+            // Most objects are equal: parsing the few again costs less than a copy of each.
+            (content, parse()?)
         } else {
             (Value::Null, Value::Null)
         };

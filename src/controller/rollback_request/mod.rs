@@ -53,13 +53,16 @@ use crate::{
     telemetry::metrics::ReconcileError,
 };
 
-use execute::Reporter;
+use execute::{Proof, Reporter};
 use run::{EXECUTIONS_AT_ONCE, Queue, Ran, Running};
 
 /// Requests reconciled at once.
 const CONCURRENCY: u16 = 8;
 /// Plans made at once: each holds the workloads and the differences of a namespace.
 pub const PLANS_AT_ONCE: usize = 2;
+
+/// How long a comparison by which nothing differs is taken as the state of now.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// What came of planning.
 type PlanOutcome = Result<plan::Written, Failure>;
@@ -142,7 +145,7 @@ async fn reconcile(request: Arc<RollbackRequest>, planner: Arc<Planner>) -> Resu
         said,
         asked: None,
         ran: taken(&executed),
-        report: running.as_ref().map(Reporter::read),
+        report: running.as_ref().map(Reporter::shown),
         whole: history::Whole::of(running.as_ref().filter(|_| ends)),
     };
     planner.before(&request, &step, &mut seen).await?;
@@ -245,9 +248,17 @@ impl Planner {
                 self.executions.forget(&uid);
                 self.running().remove(&uid);
             }
-            Step::Execute | Step::Prove => {
+            Step::Execute => {
                 self.plans.forget(&uid);
-                self.execute(request, *step == Step::Prove);
+                self.execute(request, None);
+            }
+            Step::Prove => {
+                let proof = match taken(&self.plans.progress(&uid)).as_deref() {
+                    Some(Ok(plan)) if plan.empty && plan.compared.elapsed() < FRESH => Proof::Compared,
+                    _ => Proof::Compare,
+                };
+                self.plans.forget(&uid);
+                self.execute(request, Some(proof));
             }
             Step::Recheck => {
                 self.executions.forget(&uid);
@@ -272,7 +283,8 @@ impl Planner {
         );
     }
 
-    fn execute(self: &Arc<Self>, request: &Arc<RollbackRequest>, prove: bool) {
+    /// Executes the plan, or proves that there is nothing to execute.
+    fn execute(self: &Arc<Self>, request: &Arc<RollbackRequest>, proof: Option<Proof>) {
         let uid = request.uid().unwrap_or_default();
         let (namespace, name) = (request.namespace().unwrap_or_default(), request.name_any());
         let (look, of) = (self.changed.clone(), (namespace.clone(), name.clone()));
@@ -285,10 +297,9 @@ impl Planner {
         let running = self.running().entry(uid.clone()).or_insert(running).clone();
         let (planner, job) = (Arc::clone(self), Arc::clone(request));
         self.executions.start(&uid, namespace, name, async move {
-            if prove {
-                Box::pin(run::prove(&planner, job, running)).await
-            } else {
-                Box::pin(run::execute(&planner, job, running)).await
+            match proof {
+                Some(proof) => Box::pin(run::prove(&planner, job, running, proof)).await,
+                None => Box::pin(run::execute(&planner, job, running)).await,
             }
         });
     }

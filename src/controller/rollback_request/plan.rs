@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -57,8 +57,10 @@ pub(super) struct Written {
     pub plan: RollbackPlan,
     /// What stands in the way; empty is nothing.
     pub obstacles: Vec<PreflightResult>,
-    /// Whether anything is written to the target.
+    /// Whether there is nothing to write to the target.
     pub empty: bool,
+    /// When live was compared.
+    pub compared: Instant,
     /// How it is approved, or why it cannot be.
     pub route: Result<Chosen, NoRoute>,
 }
@@ -145,6 +147,7 @@ pub(super) async fn make(
         );
         return Err(Failure::new(Class::Invalid, reasons::ALREADY_EXECUTED, message));
     }
+    let compared = Instant::now();
     let known = PutBack::new();
     let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target, &known).await?;
     let (mut checks, put_back) =
@@ -196,6 +199,7 @@ pub(super) async fn make(
         plan,
         obstacles,
         empty,
+        compared,
         // Made for the target, which chooses.
         route: route.unwrap_or(Err(NoRoute::NoMatchingPolicy)),
     })

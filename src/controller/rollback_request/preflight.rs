@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{dry_runs, gate, gather::Sides, verify};
 use crate::{
@@ -41,7 +42,23 @@ pub(super) async fn check(
     sides: &Sides,
     plan: &Plan<Bound>,
 ) -> Result<(Vec<PreflightResult>, PutBack), Failure> {
-    let mut checks = vec![snapshot_verified(repository, resolved).await];
+    // It works through all stored contents, while the API server is asked for the rest. Where nothing differs nothing of it is used.
+    let verified = (!plan.is_empty()).then(|| {
+        let (repository, uid) = (repository.clone(), resolved.uid.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move { snapshot_verified(&repository, &uid).await }))
+    });
+    let (rights, tests, (tried, put_back)) = futures::try_join!(
+        rights(context, request, sides, plan),
+        verify::preflight(context, request, resolved, &sides.kinds),
+        dry_runs::check(context, request, sides, plan)
+    )?;
+    let mut checks = Vec::new();
+    if let Some(verified) = verified {
+        checks.push(verified.await.unwrap_or_else(|error| {
+            let why = format!("the stored contents were not verified to the end ({error}); try again");
+            verification(PreflightOutcome::Failed, Some(why))
+        }));
+    }
     checks.push(named(
         "KindsServed",
         plan.items()
@@ -52,10 +69,9 @@ pub(super) async fn check(
         "install their definitions, or leave them out with a Selective request",
     ));
     checks.push(immutable_fields(plan));
-    checks.push(rights(context, request, sides, plan).await?);
+    checks.push(rights);
     checks.push(owners_in_git(request, plan));
-    checks.extend(verify::preflight(context, request, resolved, &sides.kinds).await?);
-    let (tried, put_back) = dry_runs::check(context, request, sides, plan).await?;
+    checks.extend(tests);
     checks.extend(tried);
     Ok((checks, put_back))
 }
@@ -90,8 +106,8 @@ fn immutable_fields(plan: &Plan<Bound>) -> PreflightResult {
     )
 }
 
-async fn snapshot_verified(repository: &Repository, resolved: &ResolvedSnapshot) -> PreflightResult {
-    let (result, detail) = match repository.verify_snapshot(&resolved.uid).await {
+async fn snapshot_verified(repository: &Repository, uid: &str) -> PreflightResult {
+    let (result, detail) = match repository.verify_snapshot(uid).await {
         Ok(report) if report.is_clean() => (PreflightOutcome::Passed, None),
         Ok(report) => {
             let damaged: Vec<_> = report.findings.iter().take(SHOWN).map(|f| f.blob.clone()).collect();
@@ -105,6 +121,10 @@ async fn snapshot_verified(repository: &Repository, resolved: &ResolvedSnapshot)
         }
         Err(error) => (PreflightOutcome::Failed, Some(format!("{error}"))),
     };
+    verification(result, detail)
+}
+
+fn verification(result: PreflightOutcome, detail: Option<String>) -> PreflightResult {
     PreflightResult {
         check: "SnapshotVerified".into(),
         result,

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Planner,
-    execute::{self, Execution, Outcome, Reporter},
+    execute::{self, Execution, Outcome, Proof, Reporter},
     gate::{self, Approved, Executed},
     hold::{self, Taken},
     plan::{self, Aim, Made},
@@ -497,7 +497,7 @@ const fn reason_of(refusal: &Refusal) -> &'static str {
 }
 
 /// Nothing is written to the target: the tests are run, and the target is the version that is live.
-pub(super) async fn prove(planner: &Planner, request: Arc<RollbackRequest>, running: Running) -> Ran {
+pub(super) async fn prove(planner: &Planner, request: Arc<RollbackRequest>, running: Running, proof: Proof) -> Ran {
     // The status that names the target was written after `request` was read.
     let api: Api<RollbackRequest> =
         Api::namespaced(planner.context.client.clone(), &request.namespace().unwrap_or_default());
@@ -522,5 +522,5 @@ pub(super) async fn prove(planner: &Planner, request: Arc<RollbackRequest>, runn
         report: running.report,
         cancel: running.cancel,
     };
-    Ran::Ended(Box::pin(execute::prove(&execution)).await)
+    Ran::Ended(Box::pin(execute::prove(&execution, proof)).await)
 }

@@ -47,6 +47,8 @@ struct Inner {
     every_result: Vec<TestResult>,
     notes: Vec<String>,
     counted: Option<Instant>,
+    /// The counts as they were announced last.
+    shown: Option<ItemsStatus>,
 }
 
 /// Collects the report; cheap to clone.
@@ -69,6 +71,7 @@ impl Reporter {
                 every_result: Vec::new(),
                 notes: Vec::new(),
                 counted: None,
+                shown: None,
             })),
             changed,
         }
@@ -95,17 +98,22 @@ impl Reporter {
     }
 
     fn change(&self, change: impl FnOnce(&mut Report)) {
-        change(&mut self.lock().report);
+        {
+            let inner = &mut *self.lock();
+            change(&mut inner.report);
+            inner.shown.clone_from(&inner.report.items);
+        }
         (self.changed)();
     }
 
     fn count(&self, change: impl FnOnce(&mut Inner)) {
         let due = {
-            let mut inner = self.lock();
-            change(&mut inner);
+            let inner = &mut *self.lock();
+            change(inner);
             let due = inner.counted.is_none_or(|last| last.elapsed() >= COUNTS_EVERY);
             if due {
                 inner.counted = Some(Instant::now());
+                inner.shown.clone_from(&inner.report.items);
             }
             due
         };
@@ -117,6 +125,16 @@ impl Reporter {
     /// The report as it is now.
     pub fn read(&self) -> Report {
         self.lock().report.clone()
+    }
+
+    /// The report with the counts as they were announced last: what is published causes the next look, so that fresher ones would be
+    /// written again and again.
+    pub fn shown(&self) -> Report {
+        let inner = self.lock();
+        Report {
+            items: inner.shown.clone(),
+            ..inner.report.clone()
+        }
     }
 
     /// Every failure, however many: the status holds the first ones.
@@ -298,6 +316,11 @@ mod tests {
         let items = reporter.read().items.unwrap();
         assert_eq!((items.done, items.untouched), (1000, 0));
         assert!(pings.load(Ordering::Relaxed) < 10, "{pings:?}");
+        // Whoever looks in between sees the same, or would be looking for ever.
+        let shown = reporter.shown().items.unwrap();
+        assert!(shown.done < 1000, "{shown:?}");
+        reporter.skip_the_rest();
+        assert_eq!(reporter.shown(), reporter.read());
     }
 
     #[tokio::test]

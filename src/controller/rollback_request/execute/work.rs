@@ -104,6 +104,14 @@ impl<'a> Work<'a> {
         })
     }
 
+    /// Nothing is to be written.
+    pub(super) fn proof(execution: &'a Execution, extras: Extras) -> Result<Self, Failure> {
+        Ok(Self {
+            extras: Cow::Owned(extras),
+            ..Self::bare(execution)?
+        })
+    }
+
     fn bare(execution: &'a Execution) -> Result<Self, Failure> {
         let repository = repository(&execution.context)?;
         let record = repository.snapshot(&execution.resolved.uid).ok_or_else(|| {
