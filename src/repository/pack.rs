@@ -1,6 +1,6 @@
 //! Packs: many chunks in one immutable blob.
 //!
-//! `BSPK` + format byte, then zstd frames, then a footer, then a trailer. A frame holds chunks of one group, 96 or 256 KiB before
+//! `BSPK` + format byte, then zstd frames, then a footer, then a trailer. A frame holds chunks of one group, 96 or 232 KiB before
 //! compression: their count, their lengths, their bytes. The footer lists the frames (compressed and raw length, chunks, group) and the
 //! key of every chunk in order. The trailer is the footer's length (4 bytes), 8 bytes of the footer's SHA-256, and the SHA-256 of all before.
 
@@ -23,8 +23,9 @@ const MAGIC: &[u8; 4] = b"BSPK";
 pub(super) const FORMAT: u8 = 1;
 const HEADER: usize = 5;
 const TRAILER: usize = 4 + 8 + 32;
-/// Raw bytes after which a frame is closed, and the most that several groups share.
-pub(super) const FRAME_TARGET: usize = 256 << 10;
+/// Raw bytes after which a frame is closed, and the most that several groups share. With the dictionary and one more object it stays
+/// below 256 KiB, from which on zstd takes parameters that suit such frames less.
+pub(super) const FRAME_TARGET: usize = 232 << 10;
 /// The same for manifests, which are mostly digests: larger frames save next to nothing, and whoever reads one object reads one whole.
 const MANIFEST_FRAME_TARGET: usize = 96 << 10;
 /// Largest chunk: far above what an API server accepts for one object.
