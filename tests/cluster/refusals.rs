@@ -265,6 +265,18 @@ async fn damaged_and_newer(installed: &mut Installed) -> Result<()> {
         }],
     )
     .await?;
+    // Nothing differs: what is damaged is no target all the same.
+    config_map(installed, "shop", "web", "good").await?;
+    refused(
+        installed,
+        &[Bad {
+            name: "damaged-and-equal",
+            spec: good.clone(),
+            says: DAMAGED,
+        }],
+    )
+    .await?;
+    config_map(installed, "shop", "web", "bad").await?;
     // What would be written back is damaged itself.
     config_map(installed, "shop", "large", "small").await?;
     refused(

@@ -42,23 +42,20 @@ pub(super) async fn check(
     sides: &Sides,
     plan: &Plan<Bound>,
 ) -> Result<(Vec<PreflightResult>, PutBack), Failure> {
-    // It works through all stored contents, while the API server is asked for the rest. Where nothing differs nothing of it is used.
-    let verified = (!plan.is_empty()).then(|| {
+    // It works through all stored contents, while the API server is asked for the rest.
+    let verified = {
         let (repository, uid) = (repository.clone(), resolved.uid.clone());
         AbortOnDropHandle::new(tokio::spawn(async move { snapshot_verified(&repository, &uid).await }))
-    });
+    };
     let (rights, tests, (tried, put_back)) = futures::try_join!(
         rights(context, request, sides, plan),
         verify::preflight(context, request, resolved, &sides.kinds),
         dry_runs::check(context, request, sides, plan)
     )?;
-    let mut checks = Vec::new();
-    if let Some(verified) = verified {
-        checks.push(verified.await.unwrap_or_else(|error| {
-            let why = format!("the stored contents were not verified to the end ({error}); try again");
-            verification(PreflightOutcome::Failed, Some(why))
-        }));
-    }
+    let mut checks = vec![verified.await.unwrap_or_else(|error| {
+        let why = format!("the stored contents were not verified to the end ({error}); try again");
+        verification(PreflightOutcome::Failed, Some(why))
+    })];
     checks.push(named(
         "KindsServed",
         plan.items()
