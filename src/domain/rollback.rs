@@ -211,22 +211,25 @@ fn under_way(facts: &Facts<'_>) -> Option<Step> {
     })
 }
 
-/// 6: what the approval says; nothing where none was asked for.
+/// 6: what the approval says; nothing where none was asked for. Whoever is at the gate is heard first, whatever became of the
+/// approval meanwhile: what came of it is that approval's, and must not be taken for the next one's.
 fn asked(facts: &Facts<'_>) -> Option<Step> {
-    let phase = match facts.approval {
-        ApprovalFact::None => return None,
-        ApprovalFact::Gone => return Some(Step::Again),
-        ApprovalFact::Is(phase) => phase,
+    match (facts.approval, facts.execution) {
+        (ApprovalFact::None, _) => return None,
+        (_, ExecutionFact::UnderWay) => return Some(Step::Report),
+        (_, ExecutionFact::Ended) => return Some(Step::Conclude),
+        (_, ExecutionFact::Unknown | ExecutionFact::Held | ExecutionFact::Void) => {}
+    }
+    let ApprovalFact::Is(phase) = facts.approval else {
+        return Some(Step::Again);
     };
     Some(match phase {
         ApprovalPhase::Pending => Step::Await,
         ApprovalPhase::Approved | ApprovalPhase::BreakGlass => match facts.execution {
             ExecutionFact::Unknown if facts.suspended => suspended(),
-            ExecutionFact::Unknown => Step::Execute,
-            ExecutionFact::UnderWay => Step::Report,
             ExecutionFact::Held => Step::Recheck,
             ExecutionFact::Void => Step::Again,
-            ExecutionFact::Ended => Step::Conclude,
+            _ => Step::Execute,
         },
         ApprovalPhase::Rejected | ApprovalPhase::Revoked => Step::Close(RollbackPhase::Rejected),
         ApprovalPhase::Expired => Step::Close(RollbackPhase::Expired),

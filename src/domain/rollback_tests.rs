@@ -212,6 +212,28 @@ fn a_void_or_vanished_approval_is_asked_for_again() {
 }
 
 #[test]
+fn what_came_of_one_approval_is_heard_before_another_is_asked_for() {
+    every(|facts| {
+        let at_the_gate = matches!(facts.execution, ExecutionFact::UnderWay | ExecutionFact::Ended);
+        if at_the_gate && facts.approval != ApprovalFact::None {
+            assert!(!matches!(next(facts), Step::Again | Step::Close(_)), "{facts:?}");
+        }
+    });
+    for approval in [ApprovalFact::Gone, ApprovalFact::Is(ApprovalPhase::Superseded)] {
+        let at = |execution| {
+            next(&Facts {
+                phase: RollbackPhase::AwaitingApproval,
+                approval,
+                execution,
+                ..facts()
+            })
+        };
+        assert_eq!(at(ExecutionFact::UnderWay), Step::Report);
+        assert_eq!(at(ExecutionFact::Void), Step::Again);
+    }
+}
+
+#[test]
 fn the_guard_holds_everything_that_was_not_let_through() {
     let missing = vec!["a policy".to_owned()];
     let approved = Facts {
