@@ -12,7 +12,11 @@ use tokio::sync::{OnceCell, watch};
 
 use super::{snapshot::queue::Captures, store::Store};
 use crate::{
-    cluster::{self, call, clock, guard, key},
+    cluster::{
+        self, call, clock,
+        guard::{self, Mutators},
+        key,
+    },
     config::{ForeignMutators, RunOptions},
     domain::object::FingerprintKey,
     telemetry::metrics::Metrics,
@@ -123,15 +127,27 @@ impl Context {
         }
     }
 
-    /// Looks at the guard now, by quorum reads, and tells everybody.
+    /// Looks at the guard now, by quorum reads, and tells everybody. Mutators of others are looked for only where they block.
     pub async fn look_at_guard(&self) -> Guard {
-        let block = self.options.foreign_mutators == ForeignMutators::Block;
-        let seen = guard::look(&self.client, &self.options.installation(), block).await;
-        if let Ok(report) = &seen {
+        self.look(Mutators::Ignore).await
+    }
+
+    /// The same, and counts the mutators of others.
+    pub async fn survey_guard(&self) -> Guard {
+        self.look(Mutators::Report).await
+    }
+
+    async fn look(&self, mutators: Mutators) -> Guard {
+        let mutators = match self.options.foreign_mutators {
+            ForeignMutators::Block => Mutators::Block,
+            ForeignMutators::Warn => mutators,
+        };
+        let seen = guard::look(&self.client, &self.options.installation(), mutators).await;
+        if let Ok(Some(foreign)) = seen.as_ref().map(|report| &report.foreign_mutators) {
             self.metrics
                 .guard_foreign_mutators
-                .set(i64::try_from(report.foreign_mutators.len()).unwrap_or(i64::MAX));
-            for mutator in &report.foreign_mutators {
+                .set(i64::try_from(foreign.len()).unwrap_or(i64::MAX));
+            for mutator in foreign {
                 tracing::debug!(mutator, "a mutator of somebody else sees decisions");
             }
         }

@@ -219,7 +219,7 @@ async fn watch_guard(context: Arc<Context>, readiness: Readiness) {
     let mut changes = pin!(guard::changes(&context.client));
     readiness.set(context.guard.missing());
     loop {
-        let missing = context.look_at_guard().await.missing;
+        let missing = context.survey_guard().await.missing;
         let every = if missing.is_empty() {
             GUARD_EVERY
         } else {

@@ -1,5 +1,7 @@
 //! What the guard must look like: the specs that this release was built with, for one installation.
 
+use std::sync::{Arc, LazyLock};
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -16,6 +18,7 @@ pub const OPERATOR: &str = "@operator@";
 pub const CONTROLLERS: &str = "@systemControllers@";
 /// Stands for the operator's namespace.
 pub const NAMESPACE: &str = "@namespace@";
+const CRD: &str = "CustomResourceDefinition";
 /// The policy that only some installations have.
 pub const CREDENTIAL_POLICY: &str = "credential.guard.backstep.dev";
 
@@ -61,22 +64,24 @@ pub struct Wanted {
     /// Its name.
     pub name: String,
     /// Its spec.
-    pub spec: Value,
+    pub spec: Arc<Value>,
     /// Whether it is comfort: a server without its kind does without it.
     pub optional_kind: bool,
 }
 
 /// Why there is nothing to compare with.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("what this release was built with cannot be read ({0}); this is a mistake in the release")]
 pub struct Unreadable(String);
+
+/// What this release was built with, with placeholders; read once, for the guard is looked at in the middle of every rollback.
+static BUILT_WITH: LazyLock<Result<Vec<Wanted>, Unreadable>> = LazyLock::new(built_with);
 
 /// Every object of the guard.
 ///
 /// # Errors
 /// The compiled-in specs cannot be read.
 pub fn wanted(installation: &Installation) -> Result<Vec<Wanted>, Unreadable> {
-    let mut policies: Vec<Value> = serde_saphyr::from_str(POLICIES).map_err(|error| Unreadable(error.to_string()))?;
     let quoted: Vec<String> = installation
         .system_controllers
         .iter()
@@ -87,9 +92,18 @@ pub fn wanted(installation: &Installation) -> Result<Vec<Wanted>, Unreadable> {
         (CONTROLLERS, quoted.join(", ")),
         (NAMESPACE, installation.namespace.clone()),
     ];
+    let mut wanted = BUILT_WITH.clone()?;
+    wanted.retain(|one| one.name != CREDENTIAL_POLICY || installation.require_credential_id);
+    for one in wanted.iter_mut().filter(|one| one.kind != CRD) {
+        fill(Arc::make_mut(&mut one.spec), &values);
+    }
+    Ok(wanted)
+}
+
+fn built_with() -> Result<Vec<Wanted>, Unreadable> {
+    let mut policies: Vec<Value> = serde_saphyr::from_str(POLICIES).map_err(|error| Unreadable(error.to_string()))?;
     let mut wanted = Vec::new();
     for policy in &mut policies {
-        fill(policy, &values);
         let text = |at: &str| {
             policy
                 .pointer(at)
@@ -98,9 +112,6 @@ pub fn wanted(installation: &Installation) -> Result<Vec<Wanted>, Unreadable> {
                 .to_owned()
         };
         let (kind, name) = (text("/kind"), text("/metadata/name"));
-        if name == CREDENTIAL_POLICY && !installation.require_credential_id {
-            continue;
-        }
         let plural = match kind.as_str() {
             "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy" => {
                 format!("{}ies", kind.to_lowercase().trim_end_matches('y'))
@@ -110,20 +121,20 @@ pub fn wanted(installation: &Installation) -> Result<Vec<Wanted>, Unreadable> {
         wanted.push(Wanted {
             collection: format!("/apis/{}/{plural}", text("/apiVersion")),
             optional_kind: kind.starts_with("Mutating"),
-            spec: policy["spec"].take(),
+            spec: Arc::new(policy["spec"].take()),
             kind,
             name,
         });
     }
-    for crd in crd::all().map_err(|error| Unreadable(error.to_string()))? {
+    for mut crd in crd::all().map_err(|error| Unreadable(error.to_string()))? {
         wanted.push(Wanted {
-            kind: "CustomResourceDefinition".into(),
+            kind: CRD.into(),
             collection: "/apis/apiextensions.k8s.io/v1/customresourcedefinitions".into(),
             name: format!(
                 "{}.{GROUP}",
                 crd["spec"]["names"]["plural"].as_str().unwrap_or_default()
             ),
-            spec: crd["spec"].clone(),
+            spec: Arc::new(crd["spec"].take()),
             optional_kind: false,
         });
     }

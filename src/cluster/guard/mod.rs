@@ -45,6 +45,17 @@ pub const STAMPING_POLICIES: [&str; 2] = ["approver.stamp.backstep.dev", "reques
 /// Reads made at once.
 const READS_AT_ONCE: usize = 6;
 
+/// What is made of mutators of others that see decisions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutators {
+    /// They are not looked for: nothing depends on them.
+    Ignore,
+    /// They are named.
+    Report,
+    /// They are named, and count as something that is missing.
+    Block,
+}
+
 /// What a look at the guard found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -52,22 +63,22 @@ pub struct Report {
     pub missing: Vec<String>,
     /// SHA-256 over kind, name, UID and generation of every object of the guard that is there.
     pub epoch: String,
-    /// Mutators of others that see decisions: each could turn a rejection into an approval.
-    pub foreign_mutators: Vec<String>,
+    /// Mutators of others that see decisions: each could turn a rejection into an approval. `None`: not looked for.
+    pub foreign_mutators: Option<Vec<String>>,
 }
 
-/// Looks at everything, by quorum reads. `block_mutators` makes mutators of others count as missing.
+/// Looks at everything, by quorum reads.
 ///
 /// # Errors
 /// The server cannot be asked: not known is never "in place".
-pub async fn look(client: &Client, installation: &Installation, block_mutators: bool) -> Result<Report> {
-    let mut report = compare(client, installation).await?;
+pub async fn look(client: &Client, installation: &Installation, mutators: Mutators) -> Result<Report> {
+    let mut report = compare(client, installation, mutators).await?;
     // The kinds must be served before a canary can be refused by more than their absence.
     if report.missing.is_empty() {
         report.missing.extend(canary::problems(client, installation).await);
     }
-    if block_mutators {
-        report.missing.extend(report.foreign_mutators.iter().cloned());
+    if mutators == Mutators::Block {
+        report.missing.extend(report.foreign_mutators.iter().flatten().cloned());
     }
     Ok(report)
 }
@@ -76,7 +87,7 @@ pub async fn look(client: &Client, installation: &Installation, block_mutators: 
 ///
 /// # Errors
 /// The server cannot be asked, or does not let this user read.
-pub async fn compare(client: &Client, installation: &Installation) -> Result<Report> {
+pub async fn compare(client: &Client, installation: &Installation, mutators: Mutators) -> Result<Report> {
     let wanted = expected::wanted(installation).map_err(|error| Error::Config(error.to_string()))?;
     let stamping = serves_stamping(client).await?;
     let wanted: Vec<Wanted> = wanted
@@ -88,7 +99,13 @@ pub async fn compare(client: &Client, installation: &Installation) -> Result<Rep
         .map(|one| async move { read(client, &one).await.map(|live| (one, live)) })
         .buffered(READS_AT_ONCE)
         .try_collect::<Vec<(Wanted, Option<Value>)>>();
-    let (found, foreign_mutators) = tokio::try_join!(reads, mutators::foreign(client, &ours))?;
+    let foreign = async {
+        match mutators {
+            Mutators::Ignore => Ok(None),
+            Mutators::Report | Mutators::Block => mutators::foreign(client, &ours).await.map(Some),
+        }
+    };
+    let (found, foreign_mutators) = tokio::try_join!(reads, foreign)?;
     let missing: Vec<String> = found
         .iter()
         .filter_map(|(one, live)| problem(one, live.as_ref()))
@@ -163,10 +180,14 @@ fn is_not_served<T>(event: &std::result::Result<T, watcher::Error>) -> bool {
     )
 }
 
-/// Whether the server has the kinds of stamping; before 1.36 clients fill in the names.
+/// Whether the server has the kinds of stamping; before 1.36 clients fill in the names. A list would wait for the server's cache.
 async fn serves_stamping(client: &Client) -> Result<bool> {
-    let uri = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies?limit=1";
-    Ok(get(client, uri, "list mutatingadmissionpolicies").await?.is_some())
+    let what = "read what admissionregistration.k8s.io/v1 serves";
+    let served = call::repeat(what, call::DEADLINE, || {
+        client.list_api_group_resources("admissionregistration.k8s.io/v1")
+    });
+    let served = served.await?;
+    Ok(served.resources.iter().any(|one| one.name == "mutatingadmissionpolicies"))
 }
 
 async fn read(client: &Client, one: &Wanted) -> Result<Option<Value>> {

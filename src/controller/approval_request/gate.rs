@@ -28,6 +28,7 @@ use crate::{
 
 /// Tries of a write that others may come before.
 const TRIES: usize = 5;
+const GONE: &str = "there is no ApprovalRequest of this name";
 
 /// What the gate asks of approval (steps 1, 3, 4, 5), read just now.
 #[derive(Clone, Debug)]
@@ -69,6 +70,25 @@ impl ApprovalFacts {
     }
 }
 
+/// The approval as it is now, without whether it still counts.
+///
+/// # Errors
+/// The API server cannot be asked.
+pub async fn named(context: &Context, request: &RollbackRequest, approval_name: &str) -> Result<Known<Approval>> {
+    let namespace = request.namespace().unwrap_or_default();
+    let Some(object) = get(context, &namespace, approval_name).await? else {
+        return Ok(Known::Unknown(GONE.to_owned()));
+    };
+    let key = context.key().await?;
+    Ok(approval(&object, gather::is_sealed(&key, &object)))
+}
+
+async fn get(context: &Context, namespace: &str, name: &str) -> Result<Option<ApprovalRequest>> {
+    let api: Api<ApprovalRequest> = Api::namespaced(context.client.clone(), namespace);
+    let what = format!("get approvalrequest {namespace}/{name}");
+    call::repeat(&what, call::DEADLINE, || api.get_opt(name)).await
+}
+
 /// Reads everything that the gate asks of approval. What cannot be read is [`Known::Unknown`], never an answer.
 pub async fn facts(context: &Context, request: &RollbackRequest, approval_name: &str) -> ApprovalFacts {
     let namespace = request.namespace().unwrap_or_default();
@@ -99,10 +119,8 @@ async fn read(
     namespace: &str,
     approval_name: &str,
 ) -> Result<ApprovalFacts> {
-    let api: Api<ApprovalRequest> = Api::namespaced(context.client.clone(), namespace);
-    let what = format!("get approvalrequest {namespace}/{approval_name}");
-    let Some(object) = call::repeat(&what, call::DEADLINE, || api.get_opt(approval_name)).await? else {
-        return Ok(ApprovalFacts::unknown("there is no ApprovalRequest of this name"));
+    let Some(object) = get(context, namespace, approval_name).await? else {
+        return Ok(ApprovalFacts::unknown(GONE));
     };
     let (policy, decisions) = tokio::try_join!(
         gather::policy(context, &object.spec.policy.name),
@@ -252,11 +270,9 @@ fn taken(stored: &ApprovalRequest) -> Latch {
 /// # Errors
 /// The API server cannot be asked, or others kept changing it.
 pub async fn close(context: &Context, namespace: &str, name: &str, to: ApprovalPhase, message: &str) -> Result<()> {
-    let api: Api<ApprovalRequest> = Api::namespaced(context.client.clone(), namespace);
-    let what = format!("get approvalrequest {namespace}/{name}");
     let mut tries = 0;
     loop {
-        let Some(approval) = call::repeat(&what, call::DEADLINE, || api.get_opt(name)).await? else {
+        let Some(approval) = get(context, namespace, name).await? else {
             return Ok(());
         };
         let mut status = approval.status.clone().unwrap_or_default();

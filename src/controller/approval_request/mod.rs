@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use self::gather::Observed;
 pub use self::{
     ask::{Asked, Asking, ask, choose},
-    gate::{ApprovalFacts, close, consume, facts, objection},
+    gate::{ApprovalFacts, close, consume, facts, named, objection},
 };
 use crate::{
     api::{ApprovalDecision, ApprovalPolicy, ApprovalRequest, RollbackRequest, approval_request::ApprovalPhase},

@@ -340,10 +340,10 @@ async fn permitted(
     let (Some(resolved), Some(asked)) = (status.resolved, status.approval) else {
         return Err(Ran::Void("the plan is not known any more".into()));
     };
-    let approval = approval_request::facts(context, request, &asked.request).await;
-    let (digest, policy, used) = match &approval.approval {
-        Known::Is(found) => (found.plan_digest, found.policy_digest, state::is_used(found.phase)),
-        Known::Unknown(why) => return Err(Ran::held(reasons::API_UNAVAILABLE, why.clone())),
+    let (digest, policy, used) = match approval_request::named(context, request, &asked.request).await {
+        Ok(Known::Is(found)) => (found.plan_digest, found.policy_digest, state::is_used(found.phase)),
+        Ok(Known::Unknown(why)) => return Err(Ran::held(reasons::API_UNAVAILABLE, why)),
+        Err(error) => return Err(Ran::held(reasons::API_UNAVAILABLE, error.to_string())),
     };
     let Some(approved) = gate::approved(&repository, request, digest).await? else {
         let why = "what was approved is not in the repository any more";
@@ -355,7 +355,20 @@ async fn permitted(
     };
     let aim = if used { Aim::Rest(policy) } else { Aim::Target };
     let put_back = approved.put_back();
-    let (made, plan) = plan::from_live(context, &planner.catalog, request, &resolved, aim, &put_back).await?;
+    // Neither needs the other, and the list of decisions waits for the server's cache.
+    let (approval, live) = tokio::join!(
+        approval_request::facts(context, request, &asked.request),
+        plan::from_live(context, &planner.catalog, request, &resolved, aim, &put_back)
+    );
+    match &approval.approval {
+        Known::Is(found) if state::is_used(found.phase) == used => {}
+        Known::Is(_) => {
+            let why = "the approval was used while live was compared; it is looked at again";
+            return Err(Ran::held(reasons::API_UNAVAILABLE, why));
+        }
+        Known::Unknown(why) => return Err(Ran::held(reasons::API_UNAVAILABLE, why.clone())),
+    }
+    let (made, plan) = live?;
     let asked = Asked {
         made,
         approval,

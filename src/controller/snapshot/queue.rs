@@ -17,6 +17,8 @@ use crate::{api::SnapshotSpec, cluster::Class, domain::snapshot::Extras, reposit
 
 /// Waiting Snapshots share a pass: it starts when nobody new has come for this long, …
 const QUIET: Duration = Duration::from_millis(40);
+/// … or for this long while there is only one: of many that are due together the next one comes sooner, …
+const QUIET_ALONE: Duration = Duration::from_millis(10);
 /// … or when the first has waited this long, …
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// … with at most this many.
@@ -196,7 +198,8 @@ impl Captures {
     async fn settle(&self) {
         let began = Instant::now();
         while began.elapsed() < LONGEST_WAIT && self.waiting() < MOST_IN_A_PASS {
-            let quiet = tokio::time::timeout(QUIET, self.arrived.notified()).await.is_err();
+            let quiet = if self.waiting() > 1 { QUIET } else { QUIET_ALONE };
+            let quiet = tokio::time::timeout(quiet, self.arrived.notified()).await.is_err();
             if quiet && !self.lock().values().any(|entry| matches!(entry, Entry::Expected)) {
                 return;
             }

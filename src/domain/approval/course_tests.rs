@@ -88,6 +88,19 @@ fn every_verdict_brings_a_pending_request_where_the_design_says() {
 }
 
 #[test]
+fn an_approval_says_the_same_when_it_is_looked_at_again_so_that_nothing_is_written() {
+    let (stages, tally) = (stages(), tally(Verdict::Approved, 2, &[]));
+    let Step::Move { reason, message, .. } = next(&facts(ApprovalPhase::Pending, &stages, &tally)) else {
+        panic!("it is approved");
+    };
+    let again = next(&facts(ApprovalPhase::Approved, &stages, &tally));
+    assert!(
+        matches!(&again, Step::Stay { reason: r, message: m, again: Some(_) } if *r == reason && *m == message),
+        "{again:?}"
+    );
+}
+
+#[test]
 fn what_is_approved_is_revoked_by_an_objection_and_by_a_lost_quorum_but_not_by_a_failed_review() {
     let stages = stages();
     let (objected, lost) = (tally(Verdict::Revoked, 2, &["bob"]), tally(Verdict::Revoked, 1, &[]));

@@ -5,7 +5,7 @@ use crate::{
     cluster::{
         clock,
         guard::{
-            self,
+            self, Mutators,
             expected::Installation,
             published::{self, Published},
         },
@@ -28,7 +28,7 @@ pub(super) async fn checks(session: &Session) -> Vec<Check> {
         },
         |told| told.installation.clone(),
     );
-    let seen = match guard::compare(&session.client, &installation).await {
+    let seen = match guard::compare(&session.client, &installation, Mutators::Report).await {
         Ok(seen) => seen,
         Err(error) => {
             return vec![
@@ -50,10 +50,10 @@ fn specs(seen: &guard::Report) -> Check {
         );
         return Check::fail(NAME, seen.missing.join("; "), fix);
     }
-    if !seen.foreign_mutators.is_empty() {
+    if let Some(foreign) = seen.foreign_mutators.as_ref().filter(|foreign| !foreign.is_empty()) {
         let fix =
             "exclude backstep.dev from what they match, or set guard.foreignMutators: Block in the chart's values";
-        return Check::warn(NAME, seen.foreign_mutators.join("; "), fix);
+        return Check::warn(NAME, foreign.join("; "), fix);
     }
     Check::ok(
         NAME,
