@@ -60,9 +60,14 @@ impl WantedKind {
     /// whether a Job has finished.
     pub fn gives_facts(&self, selection: &Selection) -> bool {
         let images = self.rule.image_evidence || component::runs_images(&self.info.group, &self.info.kind);
+        images && selection.wants_images() || self.names_others(selection) || self.is_job()
+    }
+
+    /// Whether `selection` takes in what its objects name.
+    pub fn names_others(&self, selection: &Selection) -> bool {
         let refers = self.reference_rank() == 1
             || self.reference_rank() == 0 && matches!(self.info.group.as_str(), "" | "apps" | "batch");
-        images && selection.wants_images() || refers && selection.follows_through_filter() || self.is_job()
+        refers && selection.follows_through_filter()
     }
 
     /// Whether its objects are Jobs, which run once.

@@ -9,6 +9,7 @@ mod target;
 
 pub use kinds::{Catalog, WantedKind};
 pub use pass::{Options, Pass, run};
+pub use rows::{Head, METADATA_FROM, is_settled, single_reads};
 pub use target::{Captured, Failure, Target, TargetReport};
 
 use async_trait::async_trait;

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use kube::Client;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Identity, Item, Observed, Sink, WantedKind,
-    rows::{Head, Position, Row},
+    rows::{Facts, Head, METADATA_FROM, Position, Row, is_settled, single_reads},
     target::{Failure, Target},
 };
 use crate::{
@@ -31,16 +31,8 @@ use crate::{
 
 /// Lists that outlive the server's revision are started again this often.
 const RESTARTS: u32 = 3;
-/// From this many objects of a kind that the sink holds on, its metadata is listed first.
-const METADATA_FROM: u64 = 50;
 /// Objects read singly at once.
 const GETS: usize = 8;
-
-/// How many objects a list of metadata may read singly before whole pages are cheaper: one in twenty, and not much more than 200.
-fn single_reads(expected: u64) -> usize {
-    let most = (expected / 20).max(16).min((expected / 50).max(200));
-    usize::try_from(most).unwrap_or(usize::MAX)
-}
 
 /// Where to list.
 pub(super) enum Scope<'a> {
@@ -275,8 +267,12 @@ impl Reader<'_> {
     ) -> Result<(Vec<Row<'a>>, Option<(String, String)>), Trouble> {
         let (mut rows, mut last) = (Vec::new(), None);
         for raw in page.objects() {
-            let Head { metadata } = self.parse(raw, listed)?;
-            let namespace = metadata.namespace.or(listed.map(ToOwned::to_owned)).unwrap_or_default();
+            let Head { mut metadata } = self.parse(raw, listed)?;
+            let namespace = metadata
+                .namespace
+                .take()
+                .or(listed.map(ToOwned::to_owned))
+                .unwrap_or_default();
             if already.covers(&namespace, &metadata.name) {
                 continue;
             }
@@ -295,16 +291,10 @@ impl Reader<'_> {
             if known.is_empty() {
                 continue;
             }
-            let head = json!({"metadata": {
-                "name": metadata.name,
-                "labels": metadata.labels,
-                "ownerReferences": metadata.owner_references,
-                "deletionTimestamp": metadata.deletion_timestamp,
-            }});
             rows.push(Row {
                 raw,
                 namespace,
-                head,
+                head: metadata.into_object(),
                 known,
                 whole: false,
             });
@@ -341,13 +331,7 @@ impl Reader<'_> {
         let verdict = target
             .selection
             .verdict(&self.kind.info, self.kind.component, head, &target.seen().references);
-        // A Secret's type is no metadata, and is looked at before any selection.
-        let is_secret = self.kind.info.is_secret();
-        match verdict {
-            ObjectVerdict::Capture | ObjectVerdict::ImagesOnly => false,
-            ObjectVerdict::NotSelected => !is_secret,
-            ObjectVerdict::Skip(reason) => !is_secret || reason != reasons::EXCLUDED,
-        }
+        is_settled(self.kind, &verdict)
     }
 
     /// Reads the rows that are needed whole, from the page or singly, and takes the others as they are known.
@@ -375,7 +359,12 @@ impl Reader<'_> {
                     None => continue,
                 }
             } else if row.whole {
-                whole = Some(self.parse(row.raw, listed)?);
+                let is_known = row.known.iter().all(|(_, known)| known.is_some());
+                whole = Some(if is_known {
+                    self.parse::<Facts>(row.raw, listed)?.0
+                } else {
+                    self.parse(row.raw, listed)?
+                });
             }
             for (identity, known) in row.known {
                 let target = &self.targets[identity.target];

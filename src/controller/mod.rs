@@ -3,6 +3,7 @@
 pub mod approval_policy;
 pub mod approval_request;
 pub mod context;
+pub mod earlier;
 pub mod operator;
 pub mod rollback_request;
 pub mod snapshot;

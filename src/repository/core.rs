@@ -16,7 +16,7 @@ use super::{
     journal::{Envelope, Op, Record, WireState},
     manifest::ManifestReader,
     model::{LineageKey, LineageState, SnapshotRecord, Usage},
-    pack::{self, Codecs, Footer, Frame, PackId, PackRecord, lock},
+    pack::{self, Codecs, Footer, Frame, PackId, PackRecord, Unpacked, lock},
     shared::{FrameCache, Location, Shared, Touched},
     state::State,
     writer::{Writer, WriterInner},
@@ -304,10 +304,10 @@ impl Repository {
     }
 
     async fn read_at(&self, location: &Location, address: &impl Address) -> Result<Option<Bytes>> {
-        let Some(raw) = self.frame(location.pack, &location.frame).await? else {
+        let Some(frame) = self.frame(location.pack, &location.frame).await? else {
             return Ok(None);
         };
-        let problem = match pack::chunk_of(&raw, location.slot) {
+        let problem = match frame.chunk(location.slot) {
             Ok(chunk) if address.is_of(&Digest::of(&chunk)) => return Ok(Some(chunk)),
             Ok(_) => format!("chunk {address} does not match its digest"),
             Err(damage) => damage.0,
@@ -318,18 +318,19 @@ impl Repository {
     }
 
     /// A decompressed frame, `None` when its pack is gone.
-    pub(super) async fn frame(&self, id: PackId, frame: &Frame) -> Result<Option<Bytes>> {
+    pub(super) async fn frame(&self, id: PackId, frame: &Frame) -> Result<Option<Arc<Unpacked>>> {
         let key = (id, frame.offset);
-        if let Some(raw) = lock(&self.inner.frames).get(key) {
-            return Ok(Some(raw));
+        if let Some(unpacked) = lock(&self.inner.frames).get(key) {
+            return Ok(Some(unpacked));
         }
         let range = u64::from(frame.offset)..u64::from(frame.offset) + u64::from(frame.len);
         let Some(bytes) = self.inner.backend.get_range(&id.blob(), range).await? else {
             return Ok(None);
         };
-        let raw = self.unpack(id, frame, &bytes)?;
-        lock(&self.inner.frames).put(key, &raw, self.inner.options.frame_cache);
-        Ok(Some(raw))
+        let unpacked = Unpacked::new(self.unpack(id, frame, &bytes)?);
+        let unpacked = Arc::new(unpacked.map_err(|damage| Error::corrupt(id.blob(), damage.0))?);
+        lock(&self.inner.frames).put(key, &unpacked, self.inner.options.frame_cache);
+        Ok(Some(unpacked))
     }
 
     /// Decompresses the bytes of a frame.

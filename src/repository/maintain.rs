@@ -15,7 +15,7 @@ use super::{
     journal::{Envelope, Op},
     manifest::Cursor,
     model::SnapshotRecord,
-    pack::{self, PackId, PackRecord, read_whole},
+    pack::{PackId, PackRecord, read_whole},
     shared::Shared,
     writer::WriterInner,
 };
@@ -324,15 +324,13 @@ impl Repository {
             if !(first..first + frame.chunks).any(|at| marks.live.contains(at)) {
                 continue;
             }
-            let Some(raw) = self.frame(id, &frame).await? else {
+            let Some(unpacked) = self.frame(id, &frame).await? else {
                 return Ok(());
             };
-            let ranges = pack::chunk_ranges(&raw).map_err(|e| Error::corrupt(id.blob(), e.0))?;
-            for (range, at) in ranges.into_iter().zip(first..) {
+            for (chunk, at) in unpacked.chunks().zip(first..) {
                 if !marks.live.contains(at) {
                     continue;
                 }
-                let chunk = raw.slice(range);
                 let digest = Digest::of(&chunk);
                 // A damaged chunk must stay where it is found and named, not be copied under another address.
                 if self.shared().resolve(&digest.key()) == Some(at) {

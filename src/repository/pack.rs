@@ -287,12 +287,35 @@ impl OpenFrame {
     }
 }
 
-/// The `slot`-th chunk of a decompressed frame.
-pub(super) fn chunk_of(raw: &Bytes, slot: u32) -> Decoded<Bytes> {
-    let range = chunk_ranges(raw)?.into_iter().nth(slot as usize);
-    range
-        .map(|range| raw.slice(range))
-        .ok_or_else(|| Malformed(format!("frame has no chunk {slot}")))
+/// A decompressed frame, and where its chunks lie.
+pub(super) struct Unpacked {
+    raw: Bytes,
+    ranges: Vec<std::ops::Range<usize>>,
+}
+
+impl Unpacked {
+    pub fn new(raw: Bytes) -> Decoded<Self> {
+        let ranges = chunk_ranges(&raw)?;
+        Ok(Self { raw, ranges })
+    }
+
+    /// Bytes, chunks and lengths together.
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// The chunk in this slot.
+    pub fn chunk(&self, slot: u32) -> Decoded<Bytes> {
+        let range = self.ranges.get(slot as usize).cloned();
+        range
+            .map(|range| self.raw.slice(range))
+            .ok_or_else(|| Malformed(format!("frame has no chunk {slot}")))
+    }
+
+    /// Every chunk, in order.
+    pub fn chunks(&self) -> impl Iterator<Item = Bytes> {
+        self.ranges.iter().map(|range| self.raw.slice(range.clone()))
+    }
 }
 
 /// Where each chunk of a decompressed frame lies.

@@ -53,6 +53,14 @@ impl Repository {
     /// Those of the backend; `Invalid` above 64 MiB.
     pub async fn put_document(&self, room: Room, name: &str, document: &impl Serialize) -> Result<Put> {
         let raw = serde_json::to_vec(document).map_err(|e| Error::Invalid(format!("{name} is no JSON: {e}")))?;
+        self.put_json(room, name, &raw).await
+    }
+
+    /// The same for a document that is JSON already.
+    ///
+    /// # Errors
+    /// Those of [`put_document`](Self::put_document).
+    pub async fn put_json(&self, room: Room, name: &str, raw: &[u8]) -> Result<Put> {
         if raw.len() > MOST {
             return Err(Error::Invalid(format!(
                 "{name} has {} bytes, {MOST} are the most",
@@ -60,7 +68,7 @@ impl Repository {
             )));
         }
         let mut body = (raw.len() as u64).to_le_bytes().to_vec();
-        body.extend_from_slice(&self.inner.codecs.compress(&raw)?);
+        body.extend_from_slice(&self.inner.codecs.compress(raw)?);
         let mut head = MAGIC.to_vec();
         head.extend_from_slice(Digest::of(&body).as_bytes());
         let key = format!("{}{name}", room.prefix());

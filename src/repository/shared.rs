@@ -3,15 +3,13 @@
 use std::{
     collections::{HashMap, HashSet},
     ops::Range,
-    sync::{Mutex, Weak},
+    sync::{Arc, Mutex, Weak},
 };
-
-use bytes::Bytes;
 
 use super::{
     error::Result,
     index::{Bits, Index, Key},
-    pack::{Footer, Frame, PackId, lock},
+    pack::{Footer, Frame, PackId, Unpacked, lock},
     state::State,
 };
 
@@ -159,17 +157,17 @@ pub(super) fn frame_of(frames: &[Frame], slot: u32) -> Option<(Frame, u32)> {
 /// Recently used decompressed frames, bounded by bytes.
 #[derive(Default)]
 pub(super) struct FrameCache {
-    entries: Vec<((PackId, u32), Bytes)>,
+    entries: Vec<((PackId, u32), Arc<Unpacked>)>,
     bytes: usize,
 }
 
 impl FrameCache {
-    pub fn get(&mut self, key: (PackId, u32)) -> Option<Bytes> {
+    pub fn get(&mut self, key: (PackId, u32)) -> Option<Arc<Unpacked>> {
         let at = self.entries.iter().position(|(other, _)| *other == key)?;
         let entry = self.entries.remove(at);
-        let raw = entry.1.clone();
+        let unpacked = Arc::clone(&entry.1);
         self.entries.push(entry);
-        Some(raw)
+        Some(unpacked)
     }
 
     pub fn forget(&mut self, key: (PackId, u32)) {
@@ -178,16 +176,16 @@ impl FrameCache {
         }
     }
 
-    pub fn put(&mut self, key: (PackId, u32), raw: &Bytes, limit: usize) {
-        if raw.len() > limit / 2 || self.entries.iter().any(|(other, _)| *other == key) {
+    pub fn put(&mut self, key: (PackId, u32), unpacked: &Arc<Unpacked>, limit: usize) {
+        if unpacked.len() > limit / 2 || self.entries.iter().any(|(other, _)| *other == key) {
             return;
         }
-        self.bytes += raw.len();
-        self.entries.push((key, raw.clone()));
-        let excess = self.entries.iter().scan(self.bytes, |bytes, (_, raw)| {
+        self.bytes += unpacked.len();
+        self.entries.push((key, Arc::clone(unpacked)));
+        let excess = self.entries.iter().scan(self.bytes, |bytes, (_, unpacked)| {
             let over = *bytes > limit;
-            *bytes -= raw.len();
-            over.then_some(raw.len())
+            *bytes -= unpacked.len();
+            over.then_some(unpacked.len())
         });
         let freed: Vec<usize> = excess.collect();
         self.entries.drain(..freed.len());

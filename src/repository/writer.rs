@@ -12,13 +12,14 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
+    codec::Malformed,
     core::{MAX_RACES, Repository},
     error::{Error, Result},
     index::{Address, Index, Key, key_of},
     journal::{Op, WireSnapshot},
     manifest::{Buffer, KindHeader, ManifestBuilder, SPILL_ROW_BYTES, SharedKind},
     model::{FORMAT_VERSION, LineageKey, ParentHint, SnapshotDraft, SnapshotRecord},
-    pack::{self, Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, lock},
+    pack::{Frame, FrameGroup, MAX_CHUNK, OpenFrame, PackBody, PackId, PackRecord, Unpacked, lock},
     packer::Packer,
     shared::Touched,
     state::State,
@@ -268,7 +269,7 @@ impl WriterInner {
     }
 
     /// Records of all packs written.
-    pub fn packs(&self) -> Vec<pack::PackRecord> {
+    pub fn packs(&self) -> Vec<PackRecord> {
         lock(&self.packer)
             .sealed
             .iter()
@@ -302,15 +303,17 @@ impl WriterInner {
             None => return self.read_committed(digest, &key).await,
             Some(Place::Here(bytes)) => bytes,
             Some(Place::Frame(id, frame, slot, piece)) => {
-                let raw = if let Some(piece) = piece {
-                    self.repository.unpack(id, &frame, &piece)?
+                let damaged = |damage: Malformed| Error::corrupt(id.blob(), damage.0);
+                let unpacked = if let Some(piece) = piece {
+                    let raw = self.repository.unpack(id, &frame, &piece)?;
+                    Arc::new(Unpacked::new(raw).map_err(damaged)?)
                 } else {
-                    let raw = self.repository.frame(id, &frame).await?;
-                    raw.ok_or_else(|| Error::PackCondemned {
+                    let unpacked = self.repository.frame(id, &frame).await?;
+                    unpacked.ok_or_else(|| Error::PackCondemned {
                         what: format!("pack {id}"),
                     })?
                 };
-                pack::chunk_of(&raw, slot).map_err(|e| Error::corrupt(id.blob(), e.0))?
+                unpacked.chunk(slot).map_err(damaged)?
             }
         };
         if Digest::of(&bytes) != *digest {

@@ -132,7 +132,7 @@ pub async fn plan(installed: &Installed, status: &Value) -> Result<Value> {
         .json()
 }
 
-fn actions(plan: &Value) -> Vec<String> {
+pub fn actions(plan: &Value) -> Vec<String> {
     let items = plan["spec"]["items"].as_array().cloned().unwrap_or_default();
     let mut rows: Vec<String> = items
         .iter()

@@ -187,7 +187,10 @@ async fn serves_stamping(client: &Client) -> Result<bool> {
         client.list_api_group_resources("admissionregistration.k8s.io/v1")
     });
     let served = served.await?;
-    Ok(served.resources.iter().any(|one| one.name == "mutatingadmissionpolicies"))
+    Ok(served
+        .resources
+        .iter()
+        .any(|one| one.name == "mutatingadmissionpolicies"))
 }
 
 async fn read(client: &Client, one: &Wanted) -> Result<Option<Value>> {

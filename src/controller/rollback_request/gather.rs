@@ -1,36 +1,31 @@
 //! The two sides of a plan: what the snapshot holds, and what is live.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     pin::pin,
     sync::Arc,
 };
 
 use futures::TryStreamExt as _;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::live::{LiveObject, LiveReader};
 use crate::{
     api::{
         reasons,
         snapshot::{Component, SecretsMode},
     },
     capture::{Catalog, Failure, WantedKind},
-    cluster::{
-        self, Class,
-        list::{self, Collection, Pager},
-    },
-    controller::context::Context,
+    cluster::{self, Class, list},
+    controller::{context::Context, earlier::Earlier},
     domain::{
-        component,
-        object::{Beside, Digest, FingerprintKey, KindInfo, ListShape, ObjectId, SecretValues, normalise},
-        plan::{Owner, facts, write},
+        object::{Beside, Digest, FingerprintKey, KindInfo, ListShape, ObjectId, SecretValues},
+        plan::{Owner, facts},
         snapshot::{Extras, ObjectVerdict, References, Selection},
     },
     repository::{Address, ManifestReader, Repository},
 };
-
-/// Kinds that are listed at once.
-const LISTS: usize = 4;
 
 /// A captured object; the content is read where live differs.
 pub(super) struct CapturedObject {
@@ -44,20 +39,6 @@ pub(super) struct CapturedObject {
     pub finished: Option<bool>,
 }
 
-/// A live object; `content` and `raw` are `Null` where it equals the captured one and nothing else depends on it.
-pub(super) struct LiveObject {
-    pub id: ObjectId,
-    pub component: Component,
-    pub uid: String,
-    pub resource_version: String,
-    pub digest: Digest,
-    pub content: Value,
-    pub raw: Value,
-    pub in_capture: bool,
-    /// An earlier write of it was cut short, so that it is not done though it may be equal.
-    pub unfinished: bool,
-}
-
 /// Both sides, and what is known of the kinds.
 pub(super) struct Sides {
     pub captured: Vec<CapturedObject>,
@@ -69,7 +50,7 @@ pub(super) struct Sides {
     pub key: FingerprintKey,
 }
 
-/// Reads both sides: live first and whole, then the contents that differ.
+/// Reads both sides: live first and whole, then the contents that differ. `whole_workloads`: also where nothing differs.
 pub(super) async fn sides(
     context: &Context,
     catalog: &tokio::sync::Mutex<Catalog>,
@@ -77,6 +58,7 @@ pub(super) async fn sides(
     manifest: &ManifestReader,
     extras: &Extras,
     namespace: &str,
+    whole_workloads: bool,
 ) -> Result<Sides, Failure> {
     let capture = extras.capture.clone().unwrap_or_default();
     let selection = Selection::compile(&capture).map_err(|error| {
@@ -97,14 +79,17 @@ pub(super) async fn sides(
             .map(|k| ((k.info.group.clone(), k.info.kind.clone()), k))
             .collect()
     };
-    let mut entries = BTreeMap::new();
+    let mut entries = Vec::new();
     let mut stream = pin!(manifest.entries());
     while let Some((kind, entry)) = stream.try_next().await.map_err(|e| super::store_failure(&e))? {
         let component =
             serde_json::from_value(Value::String(kind.component.clone())).unwrap_or(Component::Configuration);
-        entries.insert(ObjectId::new(&kind.group, &kind.kind, &entry.name), (component, entry));
+        entries.push((ObjectId::new(&kind.group, &kind.kind, &entry.name), component, entry));
     }
-    let held: BTreeSet<(String, String)> = entries.keys().map(|id| (id.group.clone(), id.kind.clone())).collect();
+    let mut held = BTreeSet::new();
+    for kinds in entries.chunk_by(|(a, ..), (b, ..)| (&a.group, &a.kind) == (&b.group, &b.kind)) {
+        held.extend(kinds.first().map(|(id, ..)| (id.group.clone(), id.kind.clone())));
+    }
     let unserved = held.iter().filter(|kind| !kinds.contains_key(*kind)).cloned().collect();
 
     let mut wanted: Vec<&Arc<WantedKind>> = kinds
@@ -114,27 +99,30 @@ pub(super) async fn sides(
         .collect();
     // What names others is read before what is named.
     wanted.sort_by_key(|kind| kind.reference_rank());
-    let digests: BTreeMap<&ObjectId, Digest> = entries.iter().map(|(id, (_, entry))| (id, entry.content)).collect();
-    let mut reader = LiveReader {
+    let digests: HashMap<&ObjectId, Digest> = entries.iter().map(|(id, _, entry)| (id, entry.content)).collect();
+    let secrets = capture.secrets.unwrap_or_default();
+    let reader = LiveReader {
+        context,
+        namespace,
         selection: &selection,
         captured: &digests,
-        secrets: if capture.secrets == Some(SecretsMode::Fingerprint) {
+        values: if secrets == SecretsMode::Fingerprint {
             SecretValues::Fingerprint(&key)
         } else {
             SecretValues::Keep
         },
-        references: References::default(),
-        live: Vec::new(),
+        secrets,
+        earlier: earlier(repository, manifest).await,
+        whole_workloads,
     };
-    reader.every(context, namespace, &wanted).await?;
-    let live = reader.live;
+    let live = reader.every(&wanted).await?;
     let equal: HashSet<&ObjectId> = live
         .iter()
         .filter(|l| digests.get(&l.id) == Some(&l.digest) && !l.unfinished)
         .map(|l| &l.id)
         .collect();
     let mut captured = Vec::new();
-    for (id, (component, entry)) in &entries {
+    for (id, component, entry) in &entries {
         let differs = !equal.contains(id);
         let held = if differs {
             Some(read_json(repository, &entry.content).await?)
@@ -142,7 +130,7 @@ pub(super) async fn sides(
             None
         };
         let beside = match &entry.beside {
-            Some(digest) if differs => serde_json::from_value(read_json(repository, digest).await?).ok(),
+            Some(digest) if differs => Some(read_json(repository, digest).await?),
             _ => None,
         };
         let is_job = id.group == "batch" && id.kind == "Job";
@@ -153,9 +141,7 @@ pub(super) async fn sides(
             digest: entry.content,
             content: held,
             beside,
-            fingerprints_only: capture.secrets == Some(SecretsMode::Fingerprint)
-                && id.group.is_empty()
-                && id.kind == "Secret",
+            fingerprints_only: secrets == SecretsMode::Fingerprint && id.group.is_empty() && id.kind == "Secret",
         });
     }
     let owners = owners(context, namespace, &kinds, &captured, &live).await?;
@@ -174,6 +160,17 @@ pub(super) async fn sides(
     })
 }
 
+/// The snapshots that are likely to hold what is live: the newest of the lineage, and the target.
+async fn earlier(repository: &Repository, manifest: &ManifestReader) -> Vec<Earlier> {
+    let target = manifest.record();
+    let newest = repository.snapshots(Some(&target.lineage_key())).pop();
+    let records = [
+        newest.filter(|newest| newest.uid != target.uid),
+        Some(Arc::new(target.clone())),
+    ];
+    Earlier::all(repository, &records).await.into_iter().flatten().collect()
+}
+
 /// What the manifest says besides its entries.
 pub(super) async fn extras(manifest: &ManifestReader) -> Result<Extras, Failure> {
     let json = manifest.extras().await.map_err(|e| super::store_failure(&e))?;
@@ -188,7 +185,7 @@ pub(super) async fn extras(manifest: &ManifestReader) -> Result<Extras, Failure>
     )
 }
 
-async fn read_json(repository: &Repository, address: &impl Address) -> Result<Value, Failure> {
+async fn read_json<T: DeserializeOwned>(repository: &Repository, address: &impl Address) -> Result<T, Failure> {
     let bytes = repository
         .read_chunk(address)
         .await
@@ -197,108 +194,9 @@ async fn read_json(repository: &Repository, address: &impl Address) -> Result<Va
         Failure::new(
             Class::Corrupt,
             reasons::CORRUPT,
-            format!("stored content {address} is no JSON: {e}"),
+            format!("stored content {address} is not what it should be: {e}"),
         )
     })
-}
-
-struct LiveReader<'a> {
-    selection: &'a Selection,
-    captured: &'a BTreeMap<&'a ObjectId, Digest>,
-    secrets: SecretValues<'a>,
-    references: References,
-    live: Vec<LiveObject>,
-}
-
-impl LiveReader<'_> {
-    /// Reads all of `kinds`: some are listed at once, and worked on in order.
-    async fn every(&mut self, context: &Context, namespace: &str, kinds: &[&Arc<WantedKind>]) -> Result<(), Failure> {
-        let mut waiting = kinds.iter();
-        let mut ahead = VecDeque::new();
-        loop {
-            while ahead.len() < LISTS
-                && let Some(kind) = waiting.next()
-            {
-                let collection = kind.collection(Some(namespace));
-                let pager = Pager::start(context.client.clone(), collection.clone(), false);
-                ahead.push_back((kind, collection, pager));
-            }
-            let Some((kind, collection, pager)) = ahead.pop_front() else {
-                return Ok(());
-            };
-            self.kind(kind, &collection, pager).await?;
-        }
-    }
-
-    async fn kind(&mut self, kind: &WantedKind, collection: &Collection, mut pager: Pager) -> Result<(), Failure> {
-        loop {
-            let page = match pager.next().await {
-                Ok(Some(page)) => page,
-                Ok(None) => return Ok(()),
-                Err(error) if error.is_not_found() => return Ok(()),
-                Err(error) => {
-                    let message = format!("{} cannot be read, so there is no plan: {error}", kind.display());
-                    return Err(Failure::new(error.class(), reasons::PREFLIGHT_FAILED, message));
-                }
-            };
-            for text in page.objects() {
-                self.object(kind, collection, text)?;
-            }
-        }
-    }
-
-    fn object(&mut self, kind: &WantedKind, collection: &Collection, text: &[u8]) -> Result<(), Failure> {
-        let parse = || -> Result<Value, cluster::Error> {
-            serde_json::from_slice(text).map_err(|source| cluster::Error::Unreadable {
-                what: collection.to_string(),
-                source,
-            })
-        };
-        let raw = parse()?;
-        let name = raw["metadata"]["name"].as_str().unwrap_or_default();
-        let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
-        let verdict = self
-            .selection
-            .verdict(&kind.info, kind.component, &raw, &self.references);
-        let in_capture = verdict == ObjectVerdict::Capture;
-        let held = self.captured.get(&id);
-        if in_capture {
-            self.references.collect(&kind.info, &raw);
-        }
-        if !in_capture && held.is_none() {
-            return Ok(());
-        }
-        let unfinished = raw["metadata"]["managedFields"]
-            .as_array()
-            .is_some_and(|entries| write::is_unfinished(entries));
-        let object = normalise(raw, &kind.info, &kind.shape, self.secrets)
-            .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, format!("{id}: {e}")))?;
-        let digest = object.digest();
-        // Workloads tell who reads what, how many Pods are ready and who is scaled; the rest matters only where it differs.
-        let needed = held != Some(&digest) || unfinished || kind.component == Component::Workloads;
-        let (content, raw) = if needed {
-            let content = serde_json::from_slice(&object.content).map_err(|source| cluster::Error::Unreadable {
-                what: id.to_string(),
-                source,
-            })?;
-            // Most objects are equal: parsing the few again costs less than a copy of each.
-            (content, parse()?)
-        } else {
-            (Value::Null, Value::Null)
-        };
-        self.live.push(LiveObject {
-            component: component::of(&id.group, &id.kind),
-            id,
-            uid: object.uid,
-            resource_version: object.resource_version,
-            digest,
-            content,
-            raw,
-            in_capture,
-            unfinished,
-        });
-        Ok(())
-    }
 }
 
 /// What is known of owners that are neither live in the plan nor part of the snapshot.

@@ -7,6 +7,7 @@ mod gather;
 mod history;
 mod hold;
 pub mod leftovers;
+mod live;
 mod plan;
 mod preflight;
 mod run;

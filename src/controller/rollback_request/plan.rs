@@ -147,11 +147,11 @@ pub(super) async fn make(
         );
         return Err(Failure::new(Class::Invalid, reasons::ALREADY_EXECUTED, message));
     }
+    let verified = preflight::verify_contents(&repository, &resolved);
     let compared = Instant::now();
     let known = PutBack::new();
     let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target, &known).await?;
-    let (mut checks, put_back) =
-        preflight::check(context, request, &repository, &resolved, &made.sides, &bound).await?;
+    let (mut checks, put_back) = preflight::check(context, request, &resolved, verified, &made.sides, &bound).await?;
     let (made, bound) = if put_back.is_empty() {
         (made, bound)
     } else {
@@ -244,7 +244,9 @@ pub(super) async fn from_live(
     }
     let extras = gather::extras(&manifest).await?;
     let namespace = request.namespace().unwrap_or_default();
-    let sides = gather::sides(context, catalog, &repository, &manifest, &extras, &namespace).await?;
+    let pins = pins(request, &extras);
+    let whole = !pins.is_empty();
+    let sides = gather::sides(context, catalog, &repository, &manifest, &extras, &namespace, whole).await?;
     let options = match aim {
         Aim::Target | Aim::Rest(_) => options(request, &extras, &sides)?,
         Aim::Undo(wrote, _) => undo_options(request, wrote),
@@ -258,7 +260,7 @@ pub(super) async fn from_live(
         captured_kinds: sides.captured_kinds.clone(),
         unserved: sides.unserved.clone(),
         owners: sides.owners.clone(),
-        pins: pins(request, &extras),
+        pins,
         put_back: put_back.clone(),
         drifted: BTreeSet::new(),
     };

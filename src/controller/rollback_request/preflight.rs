@@ -33,20 +33,24 @@ const SHOWN: usize = 8;
 /// Objects whose difference the requester may read.
 pub(super) type Readable = HashSet<ObjectId>;
 
+/// What a look at all stored contents of the target comes to.
+pub(super) type Verification = AbortOnDropHandle<PreflightResult>;
+
+/// Begins to work through all stored contents of the target: that needs nothing of what is live.
+pub(super) fn verify_contents(repository: &Repository, resolved: &ResolvedSnapshot) -> Verification {
+    let (repository, uid) = (repository.clone(), resolved.uid.clone());
+    AbortOnDropHandle::new(tokio::spawn(async move { snapshot_verified(&repository, &uid).await }))
+}
+
 /// Looks at everything that can be known before a write, and learns what the server puts back whatever is written.
 pub(super) async fn check(
     context: &Context,
     request: &RollbackRequest,
-    repository: &Repository,
     resolved: &ResolvedSnapshot,
+    verified: Verification,
     sides: &Sides,
     plan: &Plan<Bound>,
 ) -> Result<(Vec<PreflightResult>, PutBack), Failure> {
-    // It works through all stored contents, while the API server is asked for the rest.
-    let verified = {
-        let (repository, uid) = (repository.clone(), resolved.uid.clone());
-        AbortOnDropHandle::new(tokio::spawn(async move { snapshot_verified(&repository, &uid).await }))
-    };
     let (rights, tests, (tried, put_back)) = futures::try_join!(
         rights(context, request, sides, plan),
         verify::preflight(context, request, resolved, &sides.kinds),

@@ -21,7 +21,7 @@ use crate::{
         plan::{self, Action, Bound, Item, Plan},
         report,
     },
-    repository::{Repository, Room},
+    repository::{self, Repository, Room},
 };
 
 /// Most bytes of a written plan.
@@ -51,10 +51,14 @@ pub(super) async fn write(
     let digest = bound.digest();
     let mut truncated = bound.items().len() > ITEMS;
     let mut items = Vec::with_capacity(bound.items().len().min(ITEMS));
-    for item in bound.items().iter().take(ITEMS) {
+    let mut parts = Parts::new(repository, request.uid().unwrap_or_default());
+    for item in bound.items() {
         let mut item = shown(item, sides, readable);
-        truncated |= cut_short(&mut item);
-        items.push(item);
+        parts.add(&item).await.map_err(|e| super::store_failure(&e))?;
+        if items.len() < ITEMS {
+            truncated |= cut_short(&mut item);
+            items.push(item);
+        }
     }
     truncated |= fit(&mut items);
     let summary = bound.summary();
@@ -106,7 +110,7 @@ pub(super) async fn write(
         },
     };
     if truncated {
-        let kept = keep_whole(repository, &plan, bound, sides, readable).await;
+        let kept = parts.keep(&plan, bound).await;
         kept.map_err(|e| super::store_failure(&e))?;
     }
     let api: Api<RollbackPlan> = Api::namespaced(context.client.clone(), &namespace);
@@ -133,48 +137,72 @@ pub(super) async fn write(
     }
 }
 
-/// Keeps every item with its whole difference, part by part, and then what names the parts: without it there is no report.
-async fn keep_whole(
-    repository: &Repository,
-    plan: &RollbackPlan,
-    bound: &Plan<Bound>,
-    sides: &Sides,
-    readable: &preflight::Readable,
-) -> Result<(), crate::repository::Error> {
-    let uid = &plan.spec.request_ref.uid;
-    let mut parts = Vec::new();
-    let mut items: Vec<PlanItem> = Vec::new();
-    let mut bytes = 0;
-    let mut left = bound.items().iter().peekable();
-    while let Some(item) = left.next() {
-        let item = shown(item, sides, readable);
-        bytes += size(&item);
-        items.push(item);
-        if bytes >= PART_BYTES || left.peek().is_none() {
-            bytes = 0;
-            let part = report::Part {
-                items: std::mem::take(&mut items),
-            };
-            let json = serde_json::to_vec(&part).unwrap_or_default();
-            let name = report::part(uid, Digest::of(&json));
-            drop(json);
-            repository.put_document(Room::Reports, &name, &part).await?;
-            parts.push(name);
+/// Every item with its whole difference, part by part, and then what names the parts: without it there is no report.
+struct Parts<'a> {
+    repository: &'a Repository,
+    uid: String,
+    /// Names of the parts that are written.
+    written: Vec<String>,
+    /// The part that grows, as JSON.
+    json: Vec<u8>,
+}
+
+impl<'a> Parts<'a> {
+    const START: &'static [u8] = br#"{"items":["#;
+    const END: &'static [u8] = b"]}";
+
+    fn new(repository: &'a Repository, uid: String) -> Self {
+        Self {
+            repository,
+            uid,
+            written: Vec::new(),
+            json: Self::START.to_vec(),
         }
     }
-    let head = report::Head {
-        namespace: plan.namespace().unwrap_or_default(),
-        name: plan.name_any(),
-        spec: RollbackPlanSpec {
-            items: Vec::new(),
-            truncated: false,
-            ..plan.spec.clone()
-        },
-        items: bound.items().len() as u64,
-        parts,
-    };
-    let name = report::name(uid, bound.digest());
-    repository.put_document(Room::Reports, &name, &head).await.map(drop)
+
+    async fn add(&mut self, item: &PlanItem) -> repository::Result<()> {
+        if self.json.len() > Self::START.len() {
+            self.json.push(b',');
+        }
+        serde_json::to_writer(&mut self.json, item)
+            .map_err(|e| repository::Error::Invalid(format!("{} is no JSON: {e}", item.object.name)))?;
+        // More than an object holds, so that it is needed whatever follows.
+        if self.json.len() >= PART_BYTES {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self) -> repository::Result<()> {
+        let mut json = std::mem::replace(&mut self.json, Self::START.to_vec());
+        json.extend_from_slice(Self::END);
+        let name = report::part(&self.uid, Digest::of(&json));
+        self.repository.put_json(Room::Reports, &name, &json).await?;
+        self.written.push(name);
+        Ok(())
+    }
+
+    async fn keep(mut self, plan: &RollbackPlan, bound: &Plan<Bound>) -> repository::Result<()> {
+        if self.json.len() > Self::START.len() {
+            self.write().await?;
+        }
+        let head = report::Head {
+            namespace: plan.namespace().unwrap_or_default(),
+            name: plan.name_any(),
+            spec: RollbackPlanSpec {
+                items: Vec::new(),
+                truncated: false,
+                ..plan.spec.clone()
+            },
+            items: bound.items().len() as u64,
+            parts: self.written,
+        };
+        let name = report::name(&self.uid, bound.digest());
+        self.repository
+            .put_document(Room::Reports, &name, &head)
+            .await
+            .map(drop)
+    }
 }
 
 /// One item, whole.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
-use self::sink::{Previous, RepositorySink};
+use self::sink::RepositorySink;
 use super::queue::{CaptureFailure, CaptureOutcome, CaptureRequest, Captured};
 use crate::{
     api::{
@@ -16,7 +16,7 @@ use crate::{
     },
     capture::{self, Catalog, Failure, Pass, Target},
     cluster::{Class, clock},
-    controller::context::Context,
+    controller::{context::Context, earlier::Earlier},
     domain::{
         object::FingerprintKey,
         snapshot::{Extras, KindRead, Selection},
@@ -173,7 +173,7 @@ async fn attempt(
     let mut lanes = Vec::new();
     for ((record, previous), target) in newest
         .iter()
-        .zip(Previous::all(&repository, &newest).await)
+        .zip(Earlier::all(&repository, &newest).await)
         .zip(&targets)
     {
         lanes.push((

@@ -1,6 +1,6 @@
 //! From facts to a plan: what to do about every object that differs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -29,14 +29,14 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Plan<Drafted>, PlanError> {
     }
     let mut items = Vec::new();
     let mut unchanged = 0;
-    for captured in view.captured.values() {
+    for captured in view.captured.iter() {
         match view.back(captured)? {
             Some(item) => items.push(item),
             None => unchanged += 1,
         }
     }
-    for live in view.live.values() {
-        if !view.captured.contains_key(&live.id)
+    for live in view.live.iter() {
+        if !view.captured.contains(&live.id)
             && let Some(action) = view.created_since(live)
         {
             items.push(view.item(action, &live.id, None, Some(live)));
@@ -54,11 +54,43 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Plan<Drafted>, PlanError> {
     })
 }
 
+/// Objects that are found by identity, and gone through in its order.
+struct ById<'a, T> {
+    sorted: Vec<&'a T>,
+    found: HashMap<&'a ObjectId, &'a T>,
+}
+
+impl<'a, T> ById<'a, T> {
+    fn new(objects: &'a [T], id: impl Fn(&'a T) -> &'a ObjectId) -> Result<Self, PlanError> {
+        let mut sorted: Vec<&T> = objects.iter().collect();
+        sorted.sort_by_key(|object| id(object));
+        let mut found = HashMap::with_capacity(sorted.len());
+        for object in &sorted {
+            if found.insert(id(object), *object).is_some() {
+                return Err(PlanError::Duplicate(id(object).clone()));
+            }
+        }
+        Ok(Self { sorted, found })
+    }
+
+    fn get(&self, id: &ObjectId) -> Option<&'a T> {
+        self.found.get(id).copied()
+    }
+
+    fn contains(&self, id: &ObjectId) -> bool {
+        self.found.contains_key(id)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &'a T> {
+        self.sorted.iter().copied()
+    }
+}
+
 /// The inputs by identity, and what follows from them as a whole.
 struct View<'a> {
     inputs: &'a Inputs<'a>,
-    captured: BTreeMap<&'a ObjectId, &'a Captured<'a>>,
-    live: BTreeMap<&'a ObjectId, &'a Live<'a>>,
+    captured: ById<'a, Captured<'a>>,
+    live: ById<'a, Live<'a>>,
     /// Absent objects that come back.
     created: BTreeSet<&'a ObjectId>,
     /// Workload → the autoscaler that decides its replicas once the rollback is done.
@@ -69,18 +101,8 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(inputs: &'a Inputs<'a>) -> Result<Self, PlanError> {
-        let mut captured = BTreeMap::new();
-        for object in inputs.captured {
-            if captured.insert(&object.id, object).is_some() {
-                return Err(PlanError::Duplicate(object.id.clone()));
-            }
-        }
-        let mut live = BTreeMap::new();
-        for object in inputs.live {
-            if live.insert(&object.id, object).is_some() {
-                return Err(PlanError::Duplicate(object.id.clone()));
-            }
-        }
+        let captured = ById::new(inputs.captured, |captured| &captured.id)?;
+        let live = ById::new(inputs.live, |live| &live.id)?;
         let mut view = Self {
             inputs,
             captured,
@@ -92,8 +114,8 @@ impl<'a> View<'a> {
         view.defined = view.definitions_back();
         view.created = view
             .captured
-            .values()
-            .filter(|captured| !view.live.contains_key(&captured.id) && view.obstacle(captured, None).is_none())
+            .iter()
+            .filter(|captured| !view.live.contains(&captured.id) && view.obstacle(captured, None).is_none())
             .map(|captured| &captured.id)
             .collect();
         view.autoscalers = view.autoscalers_afterwards();
@@ -107,9 +129,9 @@ impl<'a> View<'a> {
     /// Kinds whose definition the plan brings back.
     fn definitions_back(&self) -> BTreeSet<(String, String)> {
         self.captured
-            .values()
+            .iter()
             .filter(|captured| captured.id.kind == "CustomResourceDefinition")
-            .filter(|captured| !self.live.contains_key(&captured.id) && self.scope(captured) == Scope::Whole)
+            .filter(|captured| !self.live.contains(&captured.id) && self.scope(captured) == Scope::Whole)
             .filter_map(|captured| {
                 let content = captured.content?;
                 let group = json::text(content, &["spec", "group"])?;
@@ -123,15 +145,12 @@ impl<'a> View<'a> {
     /// captured replicas are a better start than today's.
     fn autoscalers_afterwards(&self) -> BTreeMap<ObjectId, &'a ObjectId> {
         let mut map = BTreeMap::new();
-        for live in self.live.values() {
+        for live in self.live.iter() {
             let back = self
                 .captured
                 .get(&live.id)
                 .filter(|captured| captured.digest != live.digest && self.obstacle(captured, Some(live)).is_none());
-            if back.is_none()
-                && self.created_since(live) == Some(Action::Delete)
-                && !self.captured.contains_key(&live.id)
-            {
+            if back.is_none() && self.created_since(live) == Some(Action::Delete) && !self.captured.contains(&live.id) {
                 continue;
             }
             let content = back.and_then(|captured| captured.content).unwrap_or(live.content);
@@ -195,7 +214,7 @@ impl<'a> View<'a> {
         match self.inputs.facts.owners.get(id) {
             Some(owner) => owner.clone(),
             // It was captured, it is absent, and it does not come back.
-            None if self.captured.contains_key(id) => Owner::Gone,
+            None if self.captured.contains(id) => Owner::Gone,
             None => Owner::Unknown,
         }
     }
@@ -246,7 +265,7 @@ impl<'a> View<'a> {
     /// The item for a captured object; `None` where live is as it was.
     fn back(&self, captured: &Captured<'_>) -> Result<Option<Item>, PlanError> {
         let id = &captured.id;
-        let live = self.live.get(id).copied();
+        let live = self.live.get(id);
         let same = live.filter(|live| live.digest == captured.digest);
         let unfinished = live.is_some_and(|live| is_unfinished(live.managed_fields()));
         if same.is_some() && self.pins(id).is_empty() && !unfinished {
@@ -373,7 +392,7 @@ impl<'a> View<'a> {
         }
         let by_id: BTreeMap<&ObjectId, &Item> = items.iter().map(|item| (&item.id, item)).collect();
         let mut restarts = Vec::new();
-        for live in self.live.values() {
+        for live in self.live.iter() {
             if !workload::restartable(&live.id)
                 || live.has_controller()
                 || live.is_terminating()
@@ -453,7 +472,11 @@ impl<'a> View<'a> {
     /// An item with a target, and what a reader should know about it.
     fn written(&self, action: Action, captured: &Captured<'_>, wanted: Desired, live: Option<&Live<'_>>) -> Item {
         let mut item = self.item(action, &captured.id, Some(captured), live);
-        item.target_digest = Some(canonical::digest(&wanted.masked(&wanted.content.0)));
+        item.target_digest = Some(match captured.content {
+            // Most come back as they were, and what those digest to is known.
+            Some(content) if wanted.masked.is_empty() && *content == wanted.content.0 => captured.digest,
+            _ => canonical::digest(&wanted.masked(&wanted.content.0)),
+        });
         if let Some(state) = &mut item.live {
             state.digest = canonical::digest(&wanted.masked(&state.content.0));
         }

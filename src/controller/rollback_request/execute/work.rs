@@ -27,7 +27,7 @@ use crate::{
     },
     capture::{Failure, WantedKind},
     cluster::{Class, write::Written},
-    controller::rollback_request::{gather::LiveObject, repository, store_failure, verify},
+    controller::rollback_request::{live::LiveObject, repository, store_failure, verify},
     domain::{object::ObjectId, plan::Item, snapshot::Extras},
     repository::LineageKey,
 };

@@ -1,128 +1,33 @@
 //! Writes what a pass reads into the repository, and tells the pass what it need not read again.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map},
-    pin::Pin,
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap, HashSet, hash_map};
 
 use async_trait::async_trait;
-use futures::{Stream, TryStreamExt as _, future, stream, stream::StreamExt as _};
+use futures::future;
 use tokio::sync::Mutex;
 
 use super::store_failure;
 use crate::{
     api::snapshot::SecretsMode,
     capture::{Failure, Identity, Item, Known, Observed, Sink, WantedKind},
-    domain::snapshot::{Extras, KindRead},
-    repository::{
-        self, Entry, FrameGroup, KindHeader, ManifestBuilder, ManifestReader, Repository, SharedKind, SnapshotRecord,
-        Writer, uid_mark,
-    },
+    controller::earlier::{Earlier, Walk, header},
+    domain::snapshot::KindRead,
+    repository::{self, Entry, FrameGroup, KindHeader, ManifestBuilder, Writer, uid_mark},
 };
-
-/// What earlier snapshots say of themselves is read this many at once.
-const READ_AHEAD: usize = 16;
-
-/// The snapshot that a capture is built upon.
-pub(super) struct Previous {
-    reader: ManifestReader,
-    read: BTreeMap<String, KindRead>,
-    secrets: SecretsMode,
-}
-
-impl Previous {
-    /// `records`, with what they say of how they were read; `None` where that is not known, so that nothing is reused.
-    pub async fn all(repository: &Repository, records: &[Option<Arc<SnapshotRecord>>]) -> Vec<Option<Self>> {
-        let uids: Vec<Option<String>> = records
-            .iter()
-            .map(|record| Some(record.as_ref()?.uid.clone()))
-            .collect();
-        stream::iter(uids)
-            .map(|uid| async move {
-                match Self::open(repository, &uid?).await {
-                    Ok(previous) => previous,
-                    Err(error) => {
-                        tracing::debug!(%error, "the snapshot before is not reused");
-                        None
-                    }
-                }
-            })
-            .buffered(READ_AHEAD)
-            .collect()
-            .await
-    }
-
-    async fn open(repository: &Repository, uid: &str) -> repository::Result<Option<Self>> {
-        let reader = repository.manifest(uid).await?;
-        let Some(extras) = reader
-            .extras()
-            .await?
-            .and_then(|json| serde_json::from_value::<Extras>(json).ok())
-        else {
-            return Ok(None);
-        };
-        let secrets = extras.capture.and_then(|capture| capture.secrets).unwrap_or_default();
-        Ok(Some(Self {
-            reader,
-            read: extras.read,
-            secrets,
-        }))
-    }
-}
 
 /// One target: its manifest as it grows, and the one before.
 struct Lane {
     builder: Mutex<ManifestBuilder>,
-    previous: Option<Previous>,
+    previous: Option<Earlier>,
     secrets: SecretsMode,
     read: Mutex<BTreeMap<String, KindRead>>,
 }
 
 impl Lane {
     /// The snapshot before, if it read `kind` by the same rules.
-    fn reusable(&self, kind: &WantedKind) -> Option<(&Previous, u64)> {
+    fn reusable(&self, kind: &WantedKind) -> Option<(&Earlier, u64)> {
         let previous = self.previous.as_ref()?;
-        let read = previous.read.get(&key(kind))?;
-        // Fingerprints depend on a key as well, which may have been replaced.
-        let values =
-            !kind.info.is_secret() || (self.secrets, previous.secrets) == (SecretsMode::Include, SecretsMode::Include);
-        (kind.rules.as_ref() == Some(&read.rules) && values).then_some((previous, read.objects))
-    }
-}
-
-type Entries = Pin<Box<dyn Stream<Item = repository::Result<(SharedKind, Entry)>> + Send>>;
-
-/// A walk over the entries of one kind of one snapshot, beside the list of the same kind.
-struct Walk {
-    entries: Entries,
-    next: Option<Entry>,
-    /// The name that was asked for last.
-    at: String,
-    /// How often it may begin anew: a page can be asked for twice.
-    restarts: u8,
-}
-
-impl Walk {
-    async fn start(previous: &Previous, header: &KindHeader) -> repository::Result<Option<Self>> {
-        let mut entries = Box::pin(previous.reader.entries_of(&header.group, &header.kind));
-        let first = entries.try_next().await?;
-        // One header for all entries of a kind: another version gave other contents.
-        Ok(first.filter(|(found, _)| **found == *header).map(|(_, entry)| Self {
-            entries,
-            next: Some(entry),
-            at: String::new(),
-            restarts: 4,
-        }))
-    }
-
-    /// The entry of `name`; names come in ascending order, one that does not is not found.
-    async fn find(&mut self, name: &str) -> repository::Result<Option<&Entry>> {
-        while self.next.as_ref().is_some_and(|entry| *entry.name < *name) {
-            self.next = self.entries.try_next().await?.map(|(_, entry)| entry);
-        }
-        name.clone_into(&mut self.at);
-        Ok(self.next.as_ref().filter(|entry| entry.name == name))
+        Some((previous, previous.holds(kind, self.secrets)?))
     }
 }
 
@@ -139,7 +44,7 @@ impl<'a> RepositorySink<'a> {
     /// One target after the other: its manifest, the snapshot before, and what it does with Secrets.
     pub fn new(
         writer: &'a Writer,
-        targets: impl IntoIterator<Item = (ManifestBuilder, Option<Previous>, SecretsMode)>,
+        targets: impl IntoIterator<Item = (ManifestBuilder, Option<Earlier>, SecretsMode)>,
     ) -> Self {
         let lane = |(builder, previous, secrets)| Lane {
             builder: Mutex::new(builder),
@@ -174,23 +79,13 @@ impl<'a> RepositorySink<'a> {
         };
         let walk = match walks.entry(object.target) {
             hash_map::Entry::Occupied(walk) => walk.into_mut(),
-            hash_map::Entry::Vacant(none) => none.insert(Walk::start(previous, header).await?),
+            hash_map::Entry::Vacant(none) => none.insert(previous.walk(header).await?),
         };
         let Some(walk) = walk else { return Ok(None) };
-        if *object.name < *walk.at
-            && walk.restarts > 0
-            && let Some(again) = Walk::start(previous, header).await?
-        {
-            *walk = Walk {
-                restarts: walk.restarts - 1,
-                ..again
-            };
+        if walk.is_past(&object.name) {
+            previous.begin_anew(walk, header).await?;
         }
-        let found = walk.find(&object.name).await?.filter(|entry| {
-            !object.uid.is_empty()
-                && entry.uid == uid_mark(&object.uid)
-                && entry.resource_version == object.resource_version
-        });
+        let found = walk.find(&object.name, &object.uid, &object.resource_version).await?;
         let known = found.map(|entry| Known {
             content: entry.content,
             size: entry.size,
@@ -248,21 +143,6 @@ impl<'a> RepositorySink<'a> {
     }
 }
 
-fn key(kind: &WantedKind) -> String {
-    kind.display()
-}
-
-fn header(kind: &WantedKind) -> KindHeader {
-    KindHeader {
-        group: kind.info.group.clone(),
-        version: kind.info.version.clone(),
-        kind: kind.info.kind.clone(),
-        plural: kind.plural.clone(),
-        component: format!("{:?}", kind.component),
-        namespaced: true,
-    }
-}
-
 #[async_trait]
 impl Sink for RepositorySink<'_> {
     async fn take(&self, kind: &WantedKind, objects: Vec<Observed>) -> Result<(), Failure> {
@@ -279,7 +159,7 @@ impl Sink for RepositorySink<'_> {
 
     async fn known(&self, kind: &WantedKind, objects: &[Identity]) -> Result<Vec<Option<Known>>, Failure> {
         // Taken out while it is worked with: only one list of a kind runs at a time.
-        let mut walks = self.walks.lock().await.remove(&key(kind)).unwrap_or_default();
+        let mut walks = self.walks.lock().await.remove(&kind.display()).unwrap_or_default();
         let targets: HashSet<usize> = objects.iter().map(|object| object.target).collect();
         walks.retain(|target, _| targets.contains(target));
         let header = header(kind);
@@ -300,7 +180,7 @@ impl Sink for RepositorySink<'_> {
             };
             known.push(found);
         }
-        self.walks.lock().await.insert(key(kind), walks);
+        self.walks.lock().await.insert(kind.display(), walks);
         Ok(known)
     }
 
@@ -316,7 +196,7 @@ impl Sink for RepositorySink<'_> {
             async move {
                 if let Some(rules) = &kind.rules {
                     let mut read = lane.read.lock().await;
-                    let read = read.entry(key(kind)).or_default();
+                    let read = read.entry(kind.display()).or_default();
                     read.objects += entries.len() as u64;
                     read.rules.clone_from(rules);
                 }
