@@ -14,7 +14,7 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY_ROOT := $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION)
 CARGO_DENY := $(CARGO_DENY_ROOT)/bin/cargo-deny
 
-.PHONY: help demo test bench lint generate build fmt advisories image testbed clean-testbed rust go
+.PHONY: help demo test programs bench lint generate build fmt advisories image testbed clean-testbed rust go
 
 help: ## List what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -22,10 +22,12 @@ help: ## List what can be made
 demo: testbed ## Roll a bad release back, under approval, on a real control plane that is gone afterwards (BACKSTEP_DEMO_CONTEXT=… uses yours)
 	@BIN="$(BIN)" demo/run.sh
 
-test: rust go ## Run every test, against real Kubernetes components where it takes them
+test: programs ## Run every test, against real Kubernetes components where it takes them
+	.ci/test --workspace --locked
+
+programs: rust go
 	$(CARGO) test --workspace --locked --no-run
 	"$(BIN)/testbed" build
-	.ci/test --workspace --locked
 
 bench: rust go ## Measure the performance goals of docs/performance.md (release build), ARGS=--quick for a short run
 	$(CARGO) bench --locked --bench yardstick -- $(ARGS)
