@@ -12,7 +12,7 @@ use crate::team::{alice, given};
 const OBJECTS: usize = 60;
 
 fn config(name: &str, value: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "shop"}, "data": {"value": value}})
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "shop", "labels": {"tier": "config"}}, "data": {"value": value}})
 }
 
 fn secret(name: &str, value: &str) -> Value {
@@ -26,7 +26,7 @@ fn deployment(name: &str, image: &str) -> Value {
         container["envFrom"] = json!([{"configMapRef": {"name": "c00"}}]);
     }
     json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop", "labels": {"tier": "web"}},
         "spec": {
             "replicas": i32::from(name == "d00"), "selector": {"matchLabels": {"app": name}},
             "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container]}},
@@ -106,6 +106,14 @@ async fn a_plan_reads_whole_only_what_no_snapshot_knows_or_what_differs() -> Res
             ("LIST", "deployments", 1),
         ],
     )?;
+
+    // What was not read whole is picked by its labels all the same.
+    for tier in ["config", "web"] {
+        let objects = json!({"selector": {"matchLabels": {"tier": tier}}});
+        let spec = json!({"target": {"snapshot": "one"}, "dryRun": true, "strategy": "Selective", "objects": objects});
+        let status = asked(&installed, &alice(), &format!("only-{tier}"), &spec).await?;
+        ensure!(status["phase"] == "Planned", "{tier}: {}", said(&status));
+    }
 
     // What differs is read singly; Deployments are read whole then, for they tell who has to be restarted.
     write(

@@ -291,18 +291,18 @@ impl Sides {
         let captured = self
             .captured
             .iter()
-            .filter_map(|c| Some((&c.id, c.component, c.content.as_ref()?)));
-        let live = self.live.iter().map(|l| (&l.id, l.component, &l.content));
+            .filter_map(|c| Some((&c.id, c.component, c.content.as_ref()?, &Value::Null)));
+        let live = self.live.iter().map(|l| (&l.id, l.component, &l.content, &l.labels));
         captured
             .chain(live)
-            .filter(|(id, component, content)| {
-                // Equal objects are not held; their name is enough for filters by name.
-                let stand_in = serde_json::json!({"metadata": {"name": id.name}});
+            .filter(|(id, component, content, labels)| {
+                // Equal objects are not held; filters ask for no more than this of them.
+                let stand_in = serde_json::json!({"metadata": {"name": id.name, "labels": labels}});
                 let object = if content.is_null() { &stand_in } else { content };
                 let info = KindInfo::new(&id.group, "", &id.kind);
                 selection.verdict(&info, *component, object, &none) == ObjectVerdict::Capture
             })
-            .map(|(id, _, _)| id.clone())
+            .map(|(id, ..)| id.clone())
             .collect()
     }
 

@@ -42,6 +42,8 @@ pub(super) struct LiveObject {
     pub uid: String,
     pub resource_version: String,
     pub digest: Digest,
+    /// `metadata.labels`, which selectors look at also where it is equal.
+    pub labels: Value,
     pub content: Value,
     pub raw: Value,
     pub in_capture: bool,
@@ -213,6 +215,7 @@ impl LiveReader<'_> {
             let Head { metadata } = parse(text, collection)?;
             let (name, uid) = (metadata.name.clone(), metadata.uid.clone());
             let resource_version = metadata.resource_version.clone();
+            let labels = metadata.labels.clone().unwrap_or_default();
             let id = ObjectId::new(&kind.info.group, &kind.info.kind, &name);
             let held = self.captured.get(&id);
             let known = match walk.as_mut() {
@@ -233,6 +236,7 @@ impl LiveReader<'_> {
                     uid,
                     resource_version,
                     digest,
+                    labels,
                     content: Value::Null,
                     raw: Value::Null,
                     in_capture: verdict == ObjectVerdict::Capture,
@@ -262,6 +266,7 @@ impl LiveReader<'_> {
         let unfinished = raw["metadata"]["managedFields"]
             .as_array()
             .is_some_and(|entries| write::is_unfinished(entries));
+        let labels = raw["metadata"]["labels"].clone();
         let object = normalise(raw, &kind.info, &kind.shape, self.values)
             .map_err(|e| Failure::new(Class::Invalid, reasons::PREFLIGHT_FAILED, format!("{id}: {e}")))?;
         let digest = object.digest();
@@ -278,6 +283,7 @@ impl LiveReader<'_> {
             uid: object.uid,
             resource_version: object.resource_version,
             digest,
+            labels,
             content,
             raw,
             in_capture,
