@@ -64,20 +64,22 @@ pub fn health(id: &ObjectId, object: &Value) -> Health {
     }
 }
 
-/// The health of `object` after a change, given how it was before.
+/// The health of `object` after a change, given what [`progress`] was in the answer to that change.
 ///
 /// A Deployment whose rollout had failed keeps saying so after its spec changed, until something moves: those words are not about
 /// the new rollout.
-pub fn health_after(id: &ObjectId, before: Option<&Value>, object: &Value) -> Health {
-    let now = health(id, object);
-    let progressing = |object| condition(object, "Progressing");
-    let is_old = before
-        .and_then(progressing)
-        .is_some_and(|then| Some(then) == progressing(object));
-    match now {
-        Health::Failed(_) if is_old && id.kind == "Deployment" => waits("the rollout has not moved yet"),
+pub fn health_after(id: &ObjectId, progress_then: Option<&Value>, object: &Value) -> Health {
+    match health(id, object) {
+        Health::Failed(_) if progress_then.is_some() && progress_then == progress(id, object) => {
+            waits("the rollout has not moved yet")
+        }
         now => now,
     }
+}
+
+/// What a Deployment says of its rollout: its condition `Progressing`.
+pub fn progress<'a>(id: &ObjectId, object: &'a Value) -> Option<&'a Value> {
+    (id.kind == "Deployment").then(|| condition(object, "Progressing"))?
 }
 
 fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
@@ -365,8 +367,9 @@ mod tests {
                 "status": "False", "reason": "ProgressDeadlineExceeded", "lastUpdateTime": time}]}})
         };
         let (old, new) = (at("2026-01-01T00:00:00Z"), at("2026-01-01T00:10:00Z"));
-        assert!(waiting_for(&health_after(&id, Some(&old), &old), "not moved"));
-        assert!(matches!(health_after(&id, Some(&old), &new), Health::Failed(_)));
+        let then = progress(&id, &old);
+        assert!(waiting_for(&health_after(&id, then, &old), "not moved"));
+        assert!(matches!(health_after(&id, then, &new), Health::Failed(_)));
         assert!(matches!(health_after(&id, None, &new), Health::Failed(_)));
     }
 

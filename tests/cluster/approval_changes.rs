@@ -187,8 +187,7 @@ async fn under_way(installed: &Installed, namespace: &str) -> Result<(Value, Rol
         let image = format!("registry.example/web:{mode}");
         [
             config_map(namespace, "web", &json!({"mode": mode})),
-            deployment(namespace, "web", &image, annotations, None)
-                .replace("\"progressDeadlineSeconds\":5", "\"progressDeadlineSeconds\":3000"),
+            deployment(namespace, "web", &image, annotations, None),
         ]
     };
     apply(installed, &release("slow", &slow)).await?;

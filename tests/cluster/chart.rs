@@ -57,21 +57,27 @@ async fn names(cluster: &Cluster, resource: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Takes a Snapshot as soon as the stamped kind answers.
+/// Takes a Snapshot as soon as who asks is stamped: the API server takes new admission policies up some seconds after their creation.
 async fn take(cluster: &Cluster, namespace: &str, name: &str) -> Result<()> {
     let snapshot = json!({
         "apiVersion": "backstep.dev/v1alpha1", "kind": "Snapshot",
         "metadata": {"name": name, "namespace": namespace}, "spec": {},
-    });
-    wait_until(PATIENCE, "a Snapshot to be admitted", async || {
-        cluster
-            .kubectl(&User::admin(), &["create", "-f", "-"], Some(&snapshot.to_string()))
-            .await?
-            .success()
-            .map(Some)
     })
-    .await
-    .map(drop)
+    .to_string();
+    let create = async |more: &[&str]| {
+        let arguments = [&["create", "-o", "json", "-f", "-"], more].concat();
+        cluster
+            .kubectl(&User::admin(), &arguments, Some(&snapshot))
+            .await?
+            .json()
+    };
+    wait_until(PATIENCE, "a Snapshot to be admitted with its stamp", async || {
+        let admitted: Value = create(&["--dry-run=server"]).await?;
+        let stamp = &admitted["spec"]["requestedBy"];
+        anyhow::Ok(stamp.is_object().then_some(()))
+    })
+    .await?;
+    create(&[]).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]

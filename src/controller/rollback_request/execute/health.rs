@@ -29,6 +29,8 @@ pub(super) struct Rollout {
     pub generation: i64,
     /// The resourceVersion at which it was healthy; 0 before. A watch may begin with an older state.
     pub healthy_at: u64,
+    /// What it said of its rollout in the answer to the write, which is about the rollout before.
+    pub progress: Option<Value>,
 }
 
 impl Rollout {
@@ -153,7 +155,7 @@ impl Work<'_> {
                 let why = "it was deleted while the rollback waited for it";
                 return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)]));
             }
-            match health_after(&id, self.before(&id), object) {
+            match health_after(&id, rollout.progress.as_ref(), object) {
                 Health::Current => {
                     self.now_healthy(&id, object);
                     let name = name.to_owned();
@@ -224,11 +226,12 @@ impl Work<'_> {
                 Seen::Gone(object) => (object, true),
             };
             let name = object["metadata"]["name"].as_str()?;
-            if !rollouts.get(name)?.is_about(object) {
+            let rollout = rollouts.get(name)?;
+            if !rollout.is_about(object) {
                 return None;
             }
             let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
-            let why = match health_after(&id, self.before(&id), object) {
+            let why = match health_after(&id, rollout.progress.as_ref(), object) {
                 _ if gone => "it was deleted".to_owned(),
                 Health::Current => return None,
                 Health::InProgress(why) | Health::Failed(why) => why,
@@ -238,11 +241,5 @@ impl Work<'_> {
             Some(failure(&id, reasons::ROLLOUT_FAILED, why))
         })
         .await
-    }
-
-    /// The workload as it was before the first write.
-    fn before(&self, id: &ObjectId) -> Option<&Value> {
-        let live = self.live.get(id)?;
-        (!live.raw.is_null()).then_some(&live.raw)
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     capture::{Failure, WantedKind},
     cluster::{Class, write::Written},
     controller::rollback_request::{live::LiveObject, repository, store_failure, verify},
-    domain::{object::ObjectId, plan::Item, snapshot::Extras},
+    domain::{health::progress, object::ObjectId, plan::Item, snapshot::Extras},
     repository::LineageKey,
 };
 
@@ -249,6 +249,7 @@ impl<'a> Work<'a> {
             uid: metadata["uid"].as_str().unwrap_or_default().to_owned(),
             generation: metadata["generation"].as_i64().unwrap_or(0),
             healthy_at: 0,
+            progress: progress(id, workload).cloned(),
         };
         let mut state = self.lock();
         state.healthy.remove(id);
