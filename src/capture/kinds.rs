@@ -96,13 +96,16 @@ pub struct Catalog {
 impl Catalog {
     /// Reads what changed: two discovery requests, the server's version, one metadata list of CRDs, and each CRD that changed.
     pub async fn refresh(&mut self, client: &Client) -> cluster::Result<()> {
-        self.crds.refresh(client).await?;
-        let storage_versions = self.crds.storage_versions();
         let version = call::repeat("read the server's version", call::DEADLINE, || {
             client.apiserver_version()
         });
-        let (served, version) = futures::join!(discovery::served(client, &storage_versions), version);
-        let served = served?;
+        let (discovered, version, crds) = futures::join!(
+            Box::pin(discovery::discover(client)),
+            version,
+            Box::pin(self.crds.refresh(client))
+        );
+        crds?;
+        let served = discovered?.served(&self.crds.storage_versions());
         // Without it nothing is reused, which is only slower.
         let api_server = version
             .inspect_err(|error| tracing::debug!(%error, "every object is read in full"))

@@ -33,22 +33,34 @@ pub struct Served {
     pub stale: Vec<String>,
 }
 
+/// What the server says of itself.
+#[derive(Debug)]
+pub struct Discovered([APIGroupDiscoveryList; 2]);
+
 /// Aggregated discovery: two requests whatever the number of groups (Kubernetes 1.30 and later).
-#[allow(clippy::implicit_hasher, reason = "one map, made by the catalog of custom resources")]
-pub async fn served(client: &Client, storage_versions: &HashMap<String, String>) -> Result<Served> {
+pub async fn discover(client: &Client) -> Result<Discovered> {
     let (core, groups) = tokio::try_join!(
         call::repeat("discover the core API", call::DEADLINE, || client
             .list_core_api_versions_aggregated()),
         call::repeat("discover the API groups", call::DEADLINE, || client
             .list_api_groups_aggregated()),
     )?;
-    let mut served = Served::default();
-    collect(&core, storage_versions, &mut served);
-    collect(&groups, storage_versions, &mut served);
-    served
-        .kinds
-        .sort_by(|a, b| (&a.group, &a.plural).cmp(&(&b.group, &b.plural)));
-    Ok(served)
+    Ok(Discovered([core, groups]))
+}
+
+impl Discovered {
+    /// Each kind once: a custom resource in its storage version (of `<plural>.<group>`), every other in the preferred one.
+    #[allow(clippy::implicit_hasher, reason = "one map, made by the catalog of custom resources")]
+    pub fn served(&self, storage_versions: &HashMap<String, String>) -> Served {
+        let mut served = Served::default();
+        for list in &self.0 {
+            collect(list, storage_versions, &mut served);
+        }
+        served
+            .kinds
+            .sort_by(|a, b| (&a.group, &a.plural).cmp(&(&b.group, &b.plural)));
+        served
+    }
 }
 
 fn collect(list: &APIGroupDiscoveryList, storage_versions: &HashMap<String, String>, out: &mut Served) {

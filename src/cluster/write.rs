@@ -83,24 +83,24 @@ pub async fn perform(client: &Client, place: &Place, calls: &[Call], dry_run: bo
                 manager,
                 body,
                 replaces: None,
-            } => writer.create_by_apply(manager, &body.0).await?,
+            } => writer.create_by_apply(manager, body).await?,
             Call::Apply {
                 manager,
                 body,
                 replaces: Some(state),
-            } => writer.replace(How::Apply, manager, &body.0, *state).await?,
+            } => writer.replace(How::Apply, manager, body, *state).await?,
             Call::Put {
                 manager,
                 body,
                 replaces,
-            } => writer.replace(How::Put, manager, &body.0, *replaces).await?,
-            Call::Post { manager, body } => writer.create(manager, &body.0).await?,
+            } => writer.replace(How::Put, manager, body, *replaces).await?,
+            Call::Post { manager, body } => writer.create(manager, body).await?,
             // What it would work on was not written.
             Call::Fields { .. } if dry_run && last.is_some() => continue,
             Call::Fields { managed_fields, from } => {
                 writer.give_back(managed_fields, from.as_deref(), last.as_ref()).await?
             }
-            Call::Merge { manager, body } => writer.merge(manager, &body.0).await?,
+            Call::Merge { manager, body } => writer.merge(manager, body).await?,
             Call::Delete {
                 uid,
                 resource_version,
@@ -113,7 +113,7 @@ pub async fn perform(client: &Client, place: &Place, calls: &[Call], dry_run: bo
     Ok(Written {
         uid: meta(&object, "uid").to_owned(),
         resource_version: meta(&object, "resourceVersion").to_owned(),
-        object: Content(object),
+        object: object.into(),
     })
 }
 

@@ -1,7 +1,10 @@
 //! Writes of a rollback on a real server: the former owners apply again as if nothing had happened, and what is not as planned is
 //! not written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use backstep::{
@@ -76,8 +79,8 @@ struct Taken {
     id: ObjectId,
     component: Component,
     digest: Digest,
-    content: Value,
-    beside: Option<Beside>,
+    content: Content,
+    beside: Option<Arc<Beside>>,
     raw: Value,
 }
 
@@ -160,8 +163,13 @@ impl Shop {
                 let taken = Taken {
                     component: component::of(group, kind),
                     digest: normal.digest(),
-                    content: serde_json::from_slice(&normal.content)?,
-                    beside: normal.beside.as_deref().map(serde_json::from_slice).transpose()?,
+                    content: serde_json::from_slice::<Value>(&normal.content)?.into(),
+                    beside: normal
+                        .beside
+                        .as_deref()
+                        .map(serde_json::from_slice)
+                        .transpose()?
+                        .map(Arc::new),
                     raw: raw.clone(),
                     id: id.clone(),
                 };
@@ -379,7 +387,12 @@ fn compare(before: &State, after: &State) -> Result<()> {
     ensure!(before.keys().eq(after.keys()), "{:?} {:?}", before.keys(), after.keys());
     for (id, then) in before {
         let now = &after[id];
-        ensure!(then.digest == now.digest, "{id}: {:#}\n{:#}", then.content, now.content);
+        ensure!(
+            then.digest == now.digest,
+            "{id}: {:#}\n{:#}",
+            *then.content,
+            *now.content
+        );
         ensure!(
             owners(&then.raw) == owners(&now.raw),
             "owners of {id}: {:#?}\nnow {:#?}",
@@ -571,7 +584,12 @@ async fn helm_upgrades_again_after_a_rollback_however_it_writes() -> Result<()> 
     let made = shop.read().await?;
     for (id, then) in before.iter().filter(|(id, _)| !id.name.starts_with("sh.helm.release")) {
         let now = made.get(id).with_context(|| format!("{id} is absent"))?;
-        ensure!(then.digest == now.digest, "{id}: {:#}\n{:#}", then.content, now.content);
+        ensure!(
+            then.digest == now.digest,
+            "{id}: {:#}\n{:#}",
+            *then.content,
+            *now.content
+        );
         ensure!(owners(&then.raw) == owners(&now.raw), "owners of {id}");
     }
     for mode in ["true", "false"] {
@@ -770,10 +788,9 @@ async fn a_restart_is_what_kubectl_does_and_survives_the_owners_next_apply() -> 
     let call = |uid: &str| {
         vec![Call::Merge {
             manager: "kubectl-rollout".into(),
-            body: Content(
-                json!({"metadata": {"uid": uid}, "spec": {"template": {"metadata": {"annotations":
-                {"kubectl.kubernetes.io/restartedAt": "2026-05-06T07:08:09Z"}}}}}),
-            ),
+            body: json!({"metadata": {"uid": uid}, "spec": {"template": {"metadata": {"annotations":
+                {"kubectl.kubernetes.io/restartedAt": "2026-05-06T07:08:09Z"}}}}})
+            .into(),
         }]
     };
     let stale = perform(&shop.client, &place(&ours.id), &call("another"), false).await;
@@ -788,9 +805,9 @@ async fn a_restart_is_what_kubectl_does_and_survives_the_owners_next_apply() -> 
     let theirs = &state[&ObjectId::new("apps", "Deployment", "theirs")];
     let text = |raw: &Value| Value::from(owners(raw)).to_string();
     ensure!(
-        text(&first.object.0) == text(&theirs.raw).replace("theirs", "ours"),
+        text(&first.object) == text(&theirs.raw).replace("theirs", "ours"),
         "{}\n{}",
-        text(&first.object.0),
+        text(&first.object),
         text(&theirs.raw)
     );
     shop.given(WAYS[0].1, Some(&manifest("ours", 1))).await?;
@@ -816,7 +833,7 @@ async fn a_dry_run_says_what_the_server_says_and_writes_nothing() -> Result<()> 
     let before = shop.read().await?;
     for item in Shop::plan(&before, &then)?.writes() {
         let written = perform(&shop.client, &place(&item.id), &made(item)?, true).await?;
-        ensure!(item.action == Action::Delete || written.object.0["metadata"]["name"] == item.id.name.as_str());
+        ensure!(item.action == Action::Delete || written.object["metadata"]["name"] == item.id.name.as_str());
     }
     let after = shop.read().await?;
     ensure!(before.keys().eq(after.keys()));

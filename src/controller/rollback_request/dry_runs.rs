@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt as _, future, stream};
 use kube::ResourceExt as _;
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{
@@ -51,12 +52,21 @@ pub(super) async fn check(
     plan: &Plan<Bound>,
 ) -> Result<(Vec<PreflightResult>, PutBack), Failure> {
     let namespace = request.namespace().unwrap_or_default();
-    let writes = writes(sides, plan, &namespace);
-    let (missing, namespace_stays, quotas) = futures::try_join!(
-        missing_rights(context, &writes, &namespace),
+    let anything = plan.writes().next().is_some();
+    let looked_at = async {
+        Ok(if anything && request.spec.preflight == Preflight::Auto {
+            looked_at(context).await
+        } else {
+            LookedAt::All
+        })
+    };
+    let (looked_at, namespace_stays, quotas) = futures::try_join!(
+        looked_at,
         namespace_stays(context, &namespace),
         quotas(context, sides, plan, &namespace)
     )?;
+    let writes = writes(sides, plan, &namespace, &looked_at);
+    let missing = missing_rights(context, &writes, &namespace).await?;
     let mut checks = vec![
         named(
             "OperatorRights",
@@ -69,7 +79,7 @@ pub(super) async fn check(
     ];
     let mut put_back = PutBack::new();
     checks.push(if missing.is_empty() {
-        dry_runs(context, sides, request.spec.preflight, writes, &mut put_back).await?
+        dry_runs(context, sides, writes, &mut put_back).await?
     } else {
         result(
             "DryRuns",
@@ -101,69 +111,74 @@ struct Write<'a> {
     item: &'a Item,
     /// `None` where the plan itself makes the kind served.
     place: Option<Place>,
-    calls: Result<Vec<Call>, WriteRefusal>,
+    /// What the operator must be allowed to do.
+    verbs: BTreeSet<&'static str>,
+    /// `None` where this server took it before, and nobody but the server looks at it.
+    calls: Result<Option<Vec<Call>>, WriteRefusal>,
 }
 
-fn writes<'a>(sides: &Sides, plan: &'a Plan<Bound>, namespace: &str) -> Vec<Write<'a>> {
+fn writes<'a>(sides: &Sides, plan: &'a Plan<Bound>, namespace: &str, looked_at: &LookedAt) -> Vec<Write<'a>> {
     // What is refused is told elsewhere.
-    let items = plan.writes().filter(|item| item.refusal.is_none());
-    items
-        .map(|item| {
-            let owners: BTreeMap<ObjectId, String> = item
-                .desired
-                .iter()
-                .flat_map(|wanted| &wanted.pending_owners)
-                .map(|owner| (owner.clone(), NOT_YET.to_owned()))
-                .collect();
-            let around = Around {
-                owners: &owners,
-                restarted_at: clock::now(),
-            };
-            let place = sides
-                .kinds
-                .get(&(item.id.group.clone(), item.id.kind.clone()))
-                .map(|kind| kind.collection(Some(namespace)))
-                .map(|collection| Place {
-                    group: collection.group,
-                    version: collection.version,
-                    plural: collection.plural,
-                    namespace: collection.namespace,
-                    name: item.id.name.clone(),
-                });
-            Write {
-                item,
-                place,
-                calls: calls(item, &around),
-            }
-        })
-        .collect()
+    let items: Vec<&Item> = plan.writes().filter(|item| item.refusal.is_none()).collect();
+    let writes = items.into_par_iter().map(|item| {
+        let owners: BTreeMap<ObjectId, String> = item
+            .desired
+            .iter()
+            .flat_map(|wanted| &wanted.pending_owners)
+            .map(|owner| (owner.clone(), NOT_YET.to_owned()))
+            .collect();
+        let around = Around {
+            owners: &owners,
+            restarted_at: clock::now(),
+        };
+        let place = sides
+            .kinds
+            .get(&(item.id.group.clone(), item.id.kind.clone()))
+            .map(|kind| kind.collection(Some(namespace)))
+            .map(|collection| Place {
+                group: collection.group,
+                version: collection.version,
+                plural: collection.plural,
+                namespace: collection.namespace,
+                name: item.id.name.clone(),
+            });
+        let calls = calls(item, &around);
+        let certain = place.as_ref().is_some_and(|place| !looked_at.by_somebody(place));
+        Write {
+            item,
+            verbs: calls.iter().flatten().flat_map(verbs).copied().collect(),
+            // The bodies of all that is certain would be as much as comes back.
+            calls: calls.map(|calls| (!certain).then_some(calls)),
+            place,
+        }
+    });
+    writes.collect()
+}
+
+const fn verbs(call: &Call) -> &'static [&'static str] {
+    match call {
+        Call::Apply { replaces: None, .. } => &["create", "patch"],
+        Call::Apply { .. } | Call::Fields { .. } | Call::Merge { .. } => &["patch"],
+        Call::Put { .. } => &["update"],
+        Call::Post { .. } => &["create"],
+        Call::Delete { .. } => &["delete"],
+    }
 }
 
 /// What the operator itself may not do of what the plan does.
 async fn missing_rights(context: &Context, writes: &[Write<'_>], namespace: &str) -> Result<Vec<String>, Failure> {
     let mut wanted: BTreeMap<Question, BTreeSet<String>> = BTreeMap::new();
     for write in writes {
-        let (Some(place), Ok(calls)) = (&write.place, &write.calls) else {
-            continue;
-        };
-        for call in calls {
-            let verbs: &[&'static str] = match call {
-                Call::Apply { replaces: None, .. } => &["create", "patch"],
-                Call::Apply { .. } | Call::Fields { .. } | Call::Merge { .. } => &["patch"],
-                Call::Put { .. } => &["update"],
-                Call::Post { .. } => &["create"],
-                Call::Delete { .. } => &["delete"],
+        let Some(place) = &write.place else { continue };
+        for verb in &write.verbs {
+            let question = Question {
+                verb,
+                group: place.group.clone(),
+                resource: place.plural.clone(),
+                namespace: namespace.to_owned(),
+                name: None,
             };
-            for verb in verbs {
-                let question = Question {
-                    verb,
-                    group: place.group.clone(),
-                    resource: place.plural.clone(),
-                    namespace: namespace.to_owned(),
-                    name: None,
-                };
-                wanted.entry(question).or_default().insert(place.name.clone());
-            }
+            wanted.entry(question).or_default().insert(place.name.clone());
         }
     }
     refused(context, None, wanted).await
@@ -277,10 +292,10 @@ fn learn(sides: &Sides, item: &Item, written: Written, put_back: &mut PutBack) {
         return;
     };
     // Nothing was asked for, or nothing came back.
-    if item.desired.is_none() || written.object.0.is_null() {
+    if item.desired.is_none() || written.object.is_null() {
         return;
     }
-    let normal = normalise(written.object.0, &kind.info, &kind.shape, SecretValues::Keep).ok();
+    let normal = normalise(written.object.into_value(), &kind.info, &kind.shape, SecretValues::Keep).ok();
     let Some(answer) = normal.and_then(|normal| serde_json::from_slice(&normal.content).ok()) else {
         return;
     };
@@ -293,15 +308,9 @@ fn learn(sides: &Sides, item: &Item, written: Written, put_back: &mut PutBack) {
 async fn dry_runs(
     context: &Context,
     sides: &Sides,
-    preflight: Preflight,
     writes: Vec<Write<'_>>,
     put_back: &mut PutBack,
 ) -> Result<PreflightResult, Failure> {
-    let looked_at = if preflight == Preflight::Auto && !writes.is_empty() {
-        looked_at(context).await
-    } else {
-        LookedAt::All
-    };
     let mut later = Vec::new();
     let (mut tried, mut items) = (Vec::new(), Vec::new());
     let mut failed = Vec::new();
@@ -309,12 +318,11 @@ async fn dry_runs(
         match (write.place, write.calls) {
             (_, Err(refusal)) => failed.push(format!("{}: {refusal}", write.item.id)),
             (None, Ok(_)) => later.push(format!("{} (its definition comes back with it)", write.item.id)),
-            (Some(place), Ok(calls)) if looked_at.by_somebody(&place) => {
+            (Some(place), Ok(Some(calls))) => {
                 tried.push((items.len(), place, calls));
                 items.push(write.item);
             }
-            // This server took it before, and nobody but the server looks at it.
-            (Some(_), Ok(_)) => {}
+            (Some(_), Ok(None)) => {}
         }
     }
     let mut outcomes = stream::iter(tried)

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use futures::TryStreamExt as _;
+use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -21,19 +23,22 @@ use crate::{
     controller::{context::Context, earlier::Earlier},
     domain::{
         object::{Beside, Digest, FingerprintKey, KindInfo, ListShape, ObjectId, SecretValues},
-        plan::{Owner, facts},
+        plan::{Content, Owner, facts},
         snapshot::{Extras, ObjectVerdict, References, Selection},
     },
-    repository::{Address, ManifestReader, Repository},
+    repository::{Address, Entry, ManifestReader, Repository},
 };
+
+/// Captured objects whose contents are read before they are parsed together, on every core.
+const READ_AT_ONCE: usize = 256;
 
 /// A captured object; the content is read where live differs.
 pub(super) struct CapturedObject {
     pub id: ObjectId,
     pub component: Component,
     pub digest: Digest,
-    pub content: Option<Value>,
-    pub beside: Option<Beside>,
+    pub content: Option<Content>,
+    pub beside: Option<Arc<Beside>>,
     pub fingerprints_only: bool,
     /// For Jobs: whether it had finished; `None` is not known.
     pub finished: Option<bool>,
@@ -68,24 +73,21 @@ pub(super) async fn sides(
             format!("the snapshot's selection: {error}"),
         )
     })?;
-    let key = cluster::key::installation_key(&context.client, &context.options.namespace).await?;
-    let key = FingerprintKey::new(key);
-    let kinds: BTreeMap<(String, String), Arc<WantedKind>> = {
+    let key = async {
+        let key = cluster::key::installation_key(&context.client, &context.options.namespace).await;
+        key.map_err(Failure::from)
+    };
+    let served = async {
         let mut catalog = catalog.lock().await;
         catalog.refresh(&context.client).await?;
-        catalog
-            .kinds()
-            .into_iter()
-            .map(|k| ((k.info.group.clone(), k.info.kind.clone()), k))
-            .collect()
+        Ok::<_, Failure>(catalog.kinds())
     };
-    let mut entries = Vec::new();
-    let mut stream = pin!(manifest.entries());
-    while let Some((kind, entry)) = stream.try_next().await.map_err(|e| super::store_failure(&e))? {
-        let component =
-            serde_json::from_value(Value::String(kind.component.clone())).unwrap_or(Component::Configuration);
-        entries.push((ObjectId::new(&kind.group, &kind.kind, &entry.name), component, entry));
-    }
+    let (key, served, entries) = futures::try_join!(Box::pin(key), Box::pin(served), Box::pin(entries(manifest)))?;
+    let key = FingerprintKey::new(key);
+    let kinds: BTreeMap<(String, String), Arc<WantedKind>> = served
+        .into_iter()
+        .map(|k| ((k.info.group.clone(), k.info.kind.clone()), k))
+        .collect();
     let mut held = BTreeSet::new();
     for kinds in entries.chunk_by(|(a, ..), (b, ..)| (&a.group, &a.kind) == (&b.group, &b.kind)) {
         held.extend(kinds.first().map(|(id, ..)| (id.group.clone(), id.kind.clone())));
@@ -121,29 +123,7 @@ pub(super) async fn sides(
         .filter(|l| digests.get(&l.id) == Some(&l.digest) && !l.unfinished)
         .map(|l| &l.id)
         .collect();
-    let mut captured = Vec::new();
-    for (id, component, entry) in &entries {
-        let differs = !equal.contains(id);
-        let held = if differs {
-            Some(read_json(repository, &entry.content).await?)
-        } else {
-            None
-        };
-        let beside = match &entry.beside {
-            Some(digest) if differs => Some(read_json(repository, digest).await?),
-            _ => None,
-        };
-        let is_job = id.group == "batch" && id.kind == "Job";
-        captured.push(CapturedObject {
-            id: id.clone(),
-            finished: extras.job_had_finished(&id.name).filter(|_| is_job),
-            component: *component,
-            digest: entry.content,
-            content: held,
-            beside,
-            fingerprints_only: secrets == SecretsMode::Fingerprint && id.group.is_empty() && id.kind == "Secret",
-        });
-    }
+    let captured = captured(repository, &entries, &equal, extras, secrets).await?;
     let owners = owners(context, namespace, &kinds, &captured, &live).await?;
     let captured_kinds = wanted
         .iter()
@@ -158,6 +138,56 @@ pub(super) async fn sides(
         owners,
         key,
     })
+}
+
+/// Every row of the manifest, with what it is a row of.
+async fn entries(manifest: &ManifestReader) -> Result<Vec<(ObjectId, Component, Entry)>, Failure> {
+    let mut entries = Vec::new();
+    let mut stream = pin!(manifest.entries());
+    while let Some((kind, entry)) = stream.try_next().await.map_err(|e| super::store_failure(&e))? {
+        let component =
+            serde_json::from_value(Value::String(kind.component.clone())).unwrap_or(Component::Configuration);
+        entries.push((ObjectId::new(&kind.group, &kind.kind, &entry.name), component, entry));
+    }
+    Ok(entries)
+}
+
+/// The captured objects, those with their contents that are not `equal` live.
+async fn captured(
+    repository: &Repository,
+    entries: &[(ObjectId, Component, Entry)],
+    equal: &HashSet<&ObjectId>,
+    extras: &Extras,
+    secrets: SecretsMode,
+) -> Result<Vec<CapturedObject>, Failure> {
+    let mut captured = Vec::with_capacity(entries.len());
+    for some in entries.chunks(READ_AT_ONCE) {
+        let mut read = Vec::with_capacity(some.len());
+        for (id, _, entry) in some {
+            let differs = !equal.contains(id);
+            let content = chunk(repository, differs.then_some(&entry.content)).await?;
+            let beside = chunk(repository, entry.beside.as_ref().filter(|_| differs)).await?;
+            read.push((content, beside));
+        }
+        let parsed = some.par_iter().zip(read).map(|((id, component, entry), read)| {
+            let is_job = id.group == "batch" && id.kind == "Job";
+            let is_secret = id.group.is_empty() && id.kind == "Secret";
+            Ok(CapturedObject {
+                id: id.clone(),
+                finished: extras.job_had_finished(&id.name).filter(|_| is_job),
+                component: *component,
+                digest: entry.content,
+                content: parse::<Value>(read.0, &entry.content)?.map(Content::from),
+                beside: match &entry.beside {
+                    Some(digest) => parse(read.1, digest)?.map(Arc::new),
+                    None => None,
+                },
+                fingerprints_only: secrets == SecretsMode::Fingerprint && is_secret,
+            })
+        });
+        captured.extend(parsed.collect::<Result<Vec<_>, Failure>>()?);
+    }
+    Ok(captured)
 }
 
 /// The snapshots that are likely to hold what is live: the newest of the lineage, and the target.
@@ -185,12 +215,15 @@ pub(super) async fn extras(manifest: &ManifestReader) -> Result<Extras, Failure>
     )
 }
 
-async fn read_json<T: DeserializeOwned>(repository: &Repository, address: &impl Address) -> Result<T, Failure> {
-    let bytes = repository
-        .read_chunk(address)
-        .await
-        .map_err(|e| super::store_failure(&e))?;
-    serde_json::from_slice(&bytes).map_err(|e| {
+async fn chunk(repository: &Repository, address: Option<&impl Address>) -> Result<Option<Bytes>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let read = repository.read_chunk(address).await;
+    read.map(Some).map_err(|e| super::store_failure(&e))
+}
+
+fn parse<T: DeserializeOwned>(bytes: Option<Bytes>, address: &impl Address) -> Result<Option<T>, Failure> {
+    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    parsed.map_err(|e| {
         Failure::new(
             Class::Corrupt,
             reasons::CORRUPT,
@@ -291,8 +324,8 @@ impl Sides {
         let captured = self
             .captured
             .iter()
-            .filter_map(|c| Some((&c.id, c.component, c.content.as_ref()?, &Value::Null)));
-        let live = self.live.iter().map(|l| (&l.id, l.component, &l.content, &l.labels));
+            .filter_map(|c| Some((&c.id, c.component, &**c.content.as_ref()?, &Value::Null)));
+        let live = self.live.iter().map(|l| (&l.id, l.component, &*l.content, &l.labels));
         captured
             .chain(live)
             .filter(|(id, component, content, labels)| {

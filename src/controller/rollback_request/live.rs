@@ -25,7 +25,7 @@ use crate::{
     domain::{
         component,
         object::{Digest, ObjectId, SecretValues, normalise},
-        plan::write,
+        plan::{Content, write},
         snapshot::{ObjectVerdict, References, Selection},
     },
 };
@@ -44,7 +44,7 @@ pub(super) struct LiveObject {
     pub digest: Digest,
     /// `metadata.labels`, which selectors look at also where it is equal.
     pub labels: Value,
-    pub content: Value,
+    pub content: Content,
     pub raw: Value,
     pub in_capture: bool,
     /// An earlier write of it was cut short, so that it is not done though it may be equal.
@@ -237,7 +237,7 @@ impl LiveReader<'_> {
                     resource_version,
                     digest,
                     labels,
-                    content: Value::Null,
+                    content: Value::Null.into(),
                     raw: Value::Null,
                     in_capture: verdict == ObjectVerdict::Capture,
                     unfinished: false,
@@ -284,7 +284,7 @@ impl LiveReader<'_> {
             resource_version: object.resource_version,
             digest,
             labels,
-            content,
+            content: content.into(),
             raw,
             in_capture,
             unfinished,

@@ -319,8 +319,8 @@ fn owners_in_git(request: &RollbackRequest, plan: &Plan<Bound>) -> PreflightResu
     let owned: BTreeMap<String, String> = plan
         .writes()
         .filter_map(|item| {
-            let live = item.live.as_ref().map(|l| &l.content.0);
-            let object = live.or(item.desired.as_ref().map(|d| &d.content.0))?;
+            let live = item.live.as_ref().map(|l| &*l.content);
+            let object = live.or(item.desired.as_ref().map(|d| &*d.content))?;
             Some((gitops::owner(object)?, item.id.to_string()))
         })
         .collect();

@@ -5,6 +5,8 @@ use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{ObjectMeta, PostParams},
 };
+use rayon::prelude::*;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{gather::Sides, preflight};
 use crate::{
@@ -32,6 +34,8 @@ const DIFF_BYTES: usize = 16 * 1024;
 const DETAIL: usize = 1000;
 /// Most items in it.
 const ITEMS: usize = 2000;
+/// Items whose differences are made at once, on every core.
+const SHOWN_AT_ONCE: usize = 256;
 /// Bytes of JSON after which a part of a whole plan is written: that much is held at once, and one item more.
 const PART_BYTES: usize = 4 << 20;
 
@@ -52,12 +56,14 @@ pub(super) async fn write(
     let mut truncated = bound.items().len() > ITEMS;
     let mut items = Vec::with_capacity(bound.items().len().min(ITEMS));
     let mut parts = Parts::new(repository, request.uid().unwrap_or_default());
-    for item in bound.items() {
-        let mut item = shown(item, sides, readable);
-        parts.add(&item).await.map_err(|e| super::store_failure(&e))?;
-        if items.len() < ITEMS {
-            truncated |= cut_short(&mut item);
-            items.push(item);
+    for some in bound.items().chunks(SHOWN_AT_ONCE) {
+        let shown: Vec<PlanItem> = some.par_iter().map(|item| shown(item, sides, readable)).collect();
+        for mut item in shown {
+            parts.add(&item).await.map_err(|e| super::store_failure(&e))?;
+            if items.len() < ITEMS {
+                truncated |= cut_short(&mut item);
+                items.push(item);
+            }
         }
     }
     truncated |= fit(&mut items);
@@ -143,6 +149,8 @@ struct Parts<'a> {
     uid: String,
     /// Names of the parts that are written.
     written: Vec<String>,
+    /// The part that is being written while the next one grows.
+    writing: Option<AbortOnDropHandle<repository::Result<()>>>,
     /// The part that grows, as JSON.
     json: Vec<u8>,
 }
@@ -156,6 +164,7 @@ impl<'a> Parts<'a> {
             repository,
             uid,
             written: Vec::new(),
+            writing: None,
             json: Self::START.to_vec(),
         }
     }
@@ -174,18 +183,34 @@ impl<'a> Parts<'a> {
     }
 
     async fn write(&mut self) -> repository::Result<()> {
+        self.wait().await?;
         let mut json = std::mem::replace(&mut self.json, Self::START.to_vec());
         json.extend_from_slice(Self::END);
+        let repository = self.repository.clone();
         let name = report::part(&self.uid, Digest::of(&json));
-        self.repository.put_json(Room::Reports, &name, &json).await?;
-        self.written.push(name);
+        self.written.push(name.clone());
+        let write = async move { repository.put_json(Room::Reports, &name, &json).await.map(drop) };
+        self.writing = Some(AbortOnDropHandle::new(tokio::spawn(write)));
         Ok(())
+    }
+
+    /// Until the part before is written.
+    async fn wait(&mut self) -> repository::Result<()> {
+        match self.writing.take() {
+            Some(writing) => writing.await.unwrap_or_else(|error| {
+                Err(repository::Error::Invalid(format!(
+                    "a part of the report was not written to the end: {error}"
+                )))
+            }),
+            None => Ok(()),
+        }
     }
 
     async fn keep(mut self, plan: &RollbackPlan, bound: &Plan<Bound>) -> repository::Result<()> {
         if self.json.len() > Self::START.len() {
             self.write().await?;
         }
+        self.wait().await?;
         let head = report::Head {
             namespace: plan.namespace().unwrap_or_default(),
             name: plan.name_any(),
@@ -214,8 +239,8 @@ fn shown(item: &Item, sides: &Sides, readable: &preflight::Readable) -> PlanItem
         Action::Create | Action::Update | Action::Recreate(_) | Action::Delete
     );
     let text = (differs && may_read).then(|| {
-        let live = item.live.as_ref().map(|l| &l.content.0);
-        let wanted = item.desired.as_ref().map(|d| &d.content.0);
+        let live = item.live.as_ref().map(|l| &*l.content);
+        let wanted = item.desired.as_ref().map(|d| &*d.content);
         diff::unified(live, wanted, &sides.shape(&item.id), &sides.key)
     });
     let mut details: Vec<String> = item.notes.iter().map(ToString::to_string).collect();

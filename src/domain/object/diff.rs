@@ -97,6 +97,9 @@ pub fn unified(old: Option<&Value>, new: Option<&Value>, shape: &ListShape, key:
         })
     };
     let (old, new) = (lines(old), lines(new));
+    if old.is_empty() || new.is_empty() {
+        return one_side(&old, &new);
+    }
     if changed_lines(&old, &new) > MAX_LINES {
         return whole_block(&old, &new);
     }
@@ -284,6 +287,26 @@ fn common_ends(old: &[&str], new: &[&str]) -> (usize, usize) {
         .take_while(|(old, new)| old == new)
         .count();
     (start, end)
+}
+
+/// The diff of two texts of which one is empty, as any algorithm would make it.
+fn one_side(old: &str, new: &str) -> String {
+    let (sign, text) = if old.is_empty() { ('+', new) } else { ('-', old) };
+    let range = match text.split_terminator('\n').count() {
+        0 => return String::new(),
+        1 => "1".to_owned(),
+        count => format!("1,{count}"),
+    };
+    let mut out = match sign {
+        '+' => format!("@@ -0,0 +{range} @@\n"),
+        _ => format!("@@ -{range} +0,0 @@\n"),
+    };
+    for line in text.split_terminator('\n') {
+        out.push(sign);
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
 }
 
 fn whole_block(old: &str, new: &str) -> String {

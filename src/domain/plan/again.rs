@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Action, Content, Item, LiveState,
+    Action, Item, LiveState,
     desired::add_what_only_live_knows,
     json,
     write::{is_unfinished, state},
@@ -101,7 +101,7 @@ impl Item {
                 .live
                 .as_ref()
                 .map_or_else(|| canonical::digest(now.content), |live| live.digest),
-            content: Content(now.content.clone()),
+            content: now.content.clone().into(),
             managed_fields: json::list(now.raw, &["metadata", "managedFields"]).cloned().collect(),
             state: state(now.raw),
         });
@@ -110,10 +110,10 @@ impl Item {
             item.action = Action::Update;
         }
         if let Some(wanted) = &mut item.desired {
-            add_what_only_live_knows(&item.id, &mut wanted.object.0, now.raw);
+            add_what_only_live_knows(&item.id, wanted.object.edit(), now.raw);
             for path in wanted.masked_paths() {
-                json::put(&mut wanted.content.0, path, json::at(now.content, path).cloned());
-                json::put(&mut wanted.object.0, path, json::at(now.raw, path).cloned());
+                json::put(wanted.content.edit(), path, json::at(now.content, path).cloned());
+                json::put(wanted.object.edit(), path, json::at(now.raw, path).cloned());
             }
         }
         item
@@ -167,7 +167,7 @@ mod tests {
         };
         assert_eq!(next.live.as_ref().unwrap().resource_version, "9");
         assert_eq!(
-            next.desired.as_ref().unwrap().object.0["metadata"]["resourceVersion"],
+            next.desired.as_ref().unwrap().object["metadata"]["resourceVersion"],
             "9"
         );
         assert_eq!(next.desired.as_ref().unwrap().content, update.desired.unwrap().content);
@@ -230,7 +230,7 @@ mod tests {
         let Again::Planned(next) = again(&update, &world("web:2", 7)) else {
             unreachable!("{:?}", again(&update, &world("web:2", 7)))
         };
-        assert_eq!(next.desired.unwrap().object.0["spec"]["replicas"], 7);
+        assert_eq!(next.desired.unwrap().object["spec"]["replicas"], 7);
     }
 
     #[test]

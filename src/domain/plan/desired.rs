@@ -1,6 +1,6 @@
 //! What one object should become: its captured content, merged with what only the live object can know.
 
-use std::{cmp::Ordering, fmt};
+use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -22,9 +22,35 @@ const JOB_LABELS: [&str; 4] = [
 
 pub(super) type Path = &'static [&'static str];
 
-/// An object's fields. Never shown: it may be a Secret.
+/// An object's fields, shared until one of its holders changes them. Never shown: it may be a Secret.
 #[derive(Clone, PartialEq)]
-pub struct Content(pub Value);
+pub struct Content(Arc<Value>);
+
+impl Content {
+    /// The fields, to change them: of what is shared, a copy.
+    pub fn edit(&mut self) -> &mut Value {
+        Arc::make_mut(&mut self.0)
+    }
+
+    /// The fields as a value of its own.
+    pub fn into_value(self) -> Value {
+        Arc::unwrap_or_clone(self.0)
+    }
+}
+
+impl From<Value> for Content {
+    fn from(value: Value) -> Self {
+        Self(Arc::new(value))
+    }
+}
+
+impl Deref for Content {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.0
+    }
+}
 
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,8 +118,8 @@ pub struct Desired {
     pub pinned: Vec<String>,
     /// Owners that this plan creates: their UID is written in once they live.
     pub pending_owners: Vec<ObjectId>,
-    /// Captured `metadata.managedFields`, without times and the status subresource; empty where nothing is known.
-    pub managed_fields: Vec<Value>,
+    /// What the snapshot keeps beside the content; `None` where nothing is known.
+    pub beside: Option<Arc<Beside>>,
     /// Whether only images come back, so that all else stays with its owners of now.
     pub(super) only_images: bool,
     /// Fields where live wins; no part of the digests that a plan is bound to.
@@ -105,7 +131,7 @@ impl Desired {
     pub fn images(
         id: &ObjectId,
         content: &Value,
-        beside: Option<&Beside>,
+        beside: Option<&Arc<Beside>>,
         live: &Live<'_>,
         around: Context<'_>,
     ) -> Self {
@@ -116,20 +142,25 @@ impl Desired {
             let pinned = workload::pin(id, &mut object, around.pins);
             (object, pinned)
         };
-        let (wanted, pinned) = with_images(live.content.clone());
+        let (wanted, pinned) = with_images((**live.content).clone());
         let mut object = with_images(live.raw.clone()).0;
         json::put(&mut object, &["metadata", "managedFields"], None);
         let masked: Vec<Path> = around.autoscaler.iter().map(|_| &["spec", "replicas"][..]).collect();
         Self {
-            content: Content(wanted),
-            object: Content(object),
+            content: wanted.into(),
+            object: object.into(),
             kept: Vec::new(),
             pinned,
             pending_owners: Vec::new(),
-            managed_fields: captured_owners(beside),
+            beside: beside.cloned(),
             only_images: true,
             masked,
         }
+    }
+
+    /// Captured `metadata.managedFields`, without times and the status subresource; empty where nothing is known.
+    pub(super) fn managed_fields(&self) -> &[Value] {
+        self.beside.as_ref().map_or(&[], |beside| &beside.managed_fields)
     }
 
     /// Fields where live wins.
@@ -166,8 +197,8 @@ pub struct Context<'a> {
 /// claim's volume, class and size, `replicas` under an autoscaler, and the time of the last restart.
 pub fn desired(
     id: &ObjectId,
-    content: &Value,
-    beside: Option<&Beside>,
+    content: &Content,
+    beside: Option<&Arc<Beside>>,
     live: Option<&Live<'_>>,
     around: Context<'_>,
 ) -> Desired {
@@ -176,33 +207,31 @@ pub fn desired(
         // Lists go back in the order they were written in, which the canonical form does not have.
         Some(beside) => {
             let mut ordered = content.clone();
-            apply_order(&mut ordered, &beside.order);
+            apply_order(ordered.edit(), &beside.order);
             Wanted::of(id, ordered, live, around).content
         }
         None => wanted.content.clone(),
     };
-    wanted.owners.write_uids(&mut object);
+    if !wanted.owners.uids.is_empty() {
+        wanted.owners.write_uids(object.edit());
+    }
     if let Some(live) = live {
-        add_what_only_live_knows(id, &mut object, live.raw);
+        add_what_only_live_knows(id, object.edit(), live.raw);
     }
     Desired {
-        content: Content(wanted.content),
-        object: Content(object),
+        content: wanted.content,
+        object,
         kept: wanted.kept,
         pinned: wanted.pinned,
         pending_owners: wanted.owners.pending,
-        managed_fields: captured_owners(beside),
+        beside: beside.cloned(),
         only_images: false,
         masked: wanted.masked,
     }
 }
 
-fn captured_owners(beside: Option<&Beside>) -> Vec<Value> {
-    beside.map(|beside| beside.managed_fields.clone()).unwrap_or_default()
-}
-
 struct Wanted {
-    content: Value,
+    content: Content,
     kept: Vec<KeptField>,
     masked: Vec<Path>,
     pinned: Vec<String>,
@@ -240,7 +269,7 @@ pub(super) fn owner_id(reference: &Value) -> Option<ObjectId> {
 }
 
 impl Wanted {
-    fn of(id: &ObjectId, content: Value, live: Option<&Live<'_>>, around: Context<'_>) -> Self {
+    fn of(id: &ObjectId, content: Content, live: Option<&Live<'_>>, around: Context<'_>) -> Self {
         let mut wanted = Self {
             content,
             kept: Vec::new(),
@@ -249,7 +278,9 @@ impl Wanted {
             owners: Owners::default(),
         };
         for field in ["uid", "resourceVersion", "finalizers", "managedFields"] {
-            json::put(&mut wanted.content, &["metadata", field], None);
+            if json::at(&wanted.content, &["metadata", field]).is_some() {
+                json::put(wanted.content.edit(), &["metadata", field], None);
+            }
         }
         wanted.resolve_owners(live, around.owner);
         if let Some(live) = live {
@@ -263,7 +294,9 @@ impl Wanted {
                 wanted.keep(live, &["spec", "replicas"], KeptReason::Autoscaled(autoscaler.clone()));
             }
         }
-        wanted.pinned = workload::pin(id, &mut wanted.content, around.pins);
+        if !around.pins.is_empty() {
+            wanted.pinned = workload::pin(id, wanted.content.edit(), around.pins);
+        }
         wanted
     }
 
@@ -277,7 +310,7 @@ impl Wanted {
         if json::at(&self.content, path) == now {
             return;
         }
-        json::put(&mut self.content, path, now.cloned());
+        json::put(self.content.edit(), path, now.cloned());
         self.list_kept(path.join("."), reason);
         if !self.masked.contains(&path) {
             self.masked.push(path);
@@ -286,7 +319,7 @@ impl Wanted {
 
     /// Resolves owner references; those without a live owner go.
     fn resolve_owners(&mut self, live: Option<&Live<'_>>, lookup: &dyn Fn(&ObjectId) -> Owner) {
-        let references = self.content.pointer_mut("/metadata/ownerReferences").map(Value::take);
+        let references = self.content.pointer("/metadata/ownerReferences").cloned();
         let Some(Value::Array(references)) = references else {
             return;
         };
@@ -318,7 +351,7 @@ impl Wanted {
             }
         }
         let stay = (!stay.is_empty()).then_some(Value::Array(stay));
-        json::put(&mut self.content, &["metadata", "ownerReferences"], stay);
+        json::put(self.content.edit(), &["metadata", "ownerReferences"], stay);
     }
 
     fn service(&mut self, live: &Live<'_>) {

@@ -18,7 +18,7 @@ fn item(object: &ObjectId, then: Value, now: impl FnOnce(&mut World)) -> (Action
     let written = item
         .desired
         .as_ref()
-        .map_or(Value::Null, |wanted| wanted.object.0.clone());
+        .map_or(Value::Null, |wanted| wanted.object.clone().into_value());
     (item.action.clone(), item.notes.clone(), written)
 }
 
@@ -105,7 +105,7 @@ fn owners_are_written_with_their_live_uid_and_never_with_a_stale_one() {
     now.set(&parent, &["metadata", "uid"], json!("new-uid"));
     let plan = now.plan(&then, &everything()).unwrap();
     let wanted = plan.items()[0].desired.as_ref().unwrap();
-    let references = wanted.object.0["metadata"]["ownerReferences"].as_array().unwrap();
+    let references = wanted.object["metadata"]["ownerReferences"].as_array().unwrap();
     assert_eq!(references.len(), 1);
     assert_eq!(references[0]["uid"], "new-uid");
     assert!(plan.items()[0].notes.contains(&kept(
@@ -122,7 +122,7 @@ fn owners_are_written_with_their_live_uid_and_never_with_a_stale_one() {
     let child = plan.items().iter().find(|item| item.id == child).unwrap();
     let wanted = child.desired.as_ref().unwrap();
     assert_eq!(wanted.pending_owners, [parent]);
-    assert!(wanted.object.0["metadata"]["ownerReferences"][0].get("uid").is_none());
+    assert!(wanted.object["metadata"]["ownerReferences"][0].get("uid").is_none());
     assert_eq!(plan.items().last().unwrap().id.name, "child");
 }
 

@@ -1,11 +1,14 @@
 //! What a plan is made from: typed observations that the edge gathers. Nothing here is read by the domain itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::json;
+use super::{Content, json};
 pub use crate::api::rollback_request::{Conflict, Images, Immutable, Prune, SecretsHandling, Strategy};
 use crate::{
     api::snapshot::Component,
@@ -22,9 +25,9 @@ pub struct Captured<'a> {
     /// Digest of its canonical content.
     pub digest: Digest,
     /// Its canonical content. May be left out where the live object has the same digest.
-    pub content: Option<&'a Value>,
+    pub content: Option<&'a Content>,
     /// What the snapshot keeps beside the content.
-    pub beside: Option<&'a Beside>,
+    pub beside: Option<&'a Arc<Beside>>,
     /// Whether its Secret values are fingerprints only, so that they cannot be written back.
     pub fingerprints_only: bool,
     /// For Jobs: whether it was finished when it was captured; `None` is not known.
@@ -45,7 +48,7 @@ pub struct Live<'a> {
     /// Digest of its canonical content.
     pub digest: Digest,
     /// Its canonical content.
-    pub content: &'a Value,
+    pub content: &'a Content,
     /// The object as the server gave it.
     pub raw: &'a Value,
     /// Whether the snapshot's own capture rules would have taken it in.

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{
-    Action, Content, Drafted, Item, KeepReason, LiveState, Note, Plan, PlanError, Refusal, SkipReason,
+    Action, Drafted, Item, KeepReason, LiveState, Note, Plan, PlanError, Refusal, SkipReason,
     consumers::{ChangedConfig, must_restart},
     desired::{Context, Desired, KeptReason, desired, owner_id},
     facts::{Captured, Conflict, Images, Immutable, Inputs, Live, Owner, Pin, Prune, SecretsHandling},
@@ -27,14 +28,15 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Plan<Drafted>, PlanError> {
     if inputs.options.conflict == Conflict::FailOnDrift && !inputs.facts.drifted.is_empty() {
         return Err(PlanError::Drift(inputs.facts.drifted.iter().cloned().collect()));
     }
-    let mut items = Vec::new();
-    let mut unchanged = 0;
-    for captured in view.captured.iter() {
-        match view.back(captured)? {
-            Some(item) => items.push(item),
-            None => unchanged += 1,
-        }
-    }
+    let back: Vec<Option<Item>> = view
+        .captured
+        .sorted
+        .par_iter()
+        .map(|captured| view.back(captured))
+        .collect::<Result<_, _>>()?;
+    let compared = back.len();
+    let mut items: Vec<Item> = back.into_iter().flatten().collect();
+    let unchanged = compared - items.len();
     for live in view.live.iter() {
         if !view.captured.contains(&live.id)
             && let Some(action) = view.created_since(live)
@@ -258,7 +260,7 @@ impl<'a> View<'a> {
             && id.group == "batch"
             && id.kind == "Job"
             && captured.finished != Some(false)
-            && !captured.content.is_some_and(suspended))
+            && !captured.content.is_some_and(|content| suspended(content)))
         .then_some(Action::Skip(SkipReason::FinishedJob))
     }
 
@@ -304,12 +306,12 @@ impl<'a> View<'a> {
         let Some(live) = live else {
             return Ok(Some(self.written(Action::Create, captured, wanted, None)));
         };
-        if wanted.content.0 == *live.content && unfinished {
+        if wanted.content == *live.content && unfinished {
             let mut item = self.written(Action::Update, captured, wanted, Some(live));
             item.notes.push(Note::Unfinished);
             return Ok(Some(item));
         }
-        if wanted.content.0 == *live.content {
+        if wanted.content == *live.content {
             if same.is_some() {
                 return Ok(None);
             }
@@ -333,7 +335,7 @@ impl<'a> View<'a> {
                 Some(live),
             )));
         }
-        let action = match immutable_changes(id, live.content, &wanted.content.0) {
+        let action = match immutable_changes(id, live.content, &wanted.content) {
             changes if changes.is_empty() => Action::Update,
             _ if live.is_finished_job() => Action::Skip(SkipReason::FinishedJob),
             changes => Action::Recreate(changes),
@@ -383,8 +385,8 @@ impl<'a> View<'a> {
             .iter()
             .filter(|item| matches!(item.action, Action::Create | Action::Update | Action::Recreate(_)))
             .filter_map(|item| {
-                let live = item.live.as_ref().map(|live| &live.content.0);
-                ChangedConfig::between(&item.id, live, item.desired.as_ref().map(|wanted| &wanted.content.0))
+                let live = item.live.as_ref().map(|live| &*live.content);
+                ChangedConfig::between(&item.id, live, item.desired.as_ref().map(|wanted| &*wanted.content))
             })
             .collect();
         if changes.is_empty() {
@@ -404,7 +406,7 @@ impl<'a> View<'a> {
                 Some(item) => match (&item.action, &item.desired) {
                     (Action::Delete | Action::Recreate(_), _) => continue,
                     (Action::Update, Some(wanted)) => {
-                        let wanted = &wanted.content.0;
+                        let wanted = &*wanted.content;
                         if workload::template(&live.id, wanted) != workload::template(&live.id, live.content) {
                             continue;
                         }
@@ -457,12 +459,12 @@ impl<'a> View<'a> {
                 uid: live.uid.clone(),
                 resource_version: live.resource_version.clone(),
                 digest: digest(Some(live.content), live.digest),
-                content: Content(live.content.clone()),
+                content: live.content.clone(),
                 managed_fields: live.managed_fields().to_vec(),
                 state: state(live.raw),
             }),
             desired: None,
-            target_digest: captured.map(|captured| digest(captured.content, captured.digest)),
+            target_digest: captured.map(|captured| digest(captured.content.map(|content| &**content), captured.digest)),
             refusal: None,
             notes: Vec::new(),
             action,
@@ -474,11 +476,11 @@ impl<'a> View<'a> {
         let mut item = self.item(action, &captured.id, Some(captured), live);
         item.target_digest = Some(match captured.content {
             // Most come back as they were, and what those digest to is known.
-            Some(content) if wanted.masked.is_empty() && *content == wanted.content.0 => captured.digest,
-            _ => canonical::digest(&wanted.masked(&wanted.content.0)),
+            Some(content) if wanted.masked.is_empty() && *content == wanted.content => captured.digest,
+            _ => canonical::digest(&wanted.masked(&wanted.content)),
         });
         if let Some(state) = &mut item.live {
-            state.digest = canonical::digest(&wanted.masked(&state.content.0));
+            state.digest = canonical::digest(&wanted.masked(&state.content));
         }
         if matches!(item.action, Action::Recreate(_)) {
             item.refusal = Some(match self.inputs.options.immutable {
@@ -490,7 +492,7 @@ impl<'a> View<'a> {
         item.notes.extend(wanted.pinned.iter().cloned().map(Note::Pinned));
         if item.id.kind == "Secret"
             && let Some(live) = live
-            && let Some(change) = ChangedConfig::between(&item.id, Some(live.content), Some(&wanted.content.0))
+            && let Some(change) = ChangedConfig::between(&item.id, Some(live.content), Some(&*wanted.content))
         {
             item.notes
                 .push(Note::SecretKeysChanged(change.keys.into_iter().collect()));

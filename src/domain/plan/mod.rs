@@ -79,10 +79,10 @@ pub struct Item {
 impl Item {
     /// The live and the future content of an item that writes content or deletes.
     fn states(&self) -> (Option<&Value>, Option<&Value>) {
-        let now = self.live.as_ref().map(|live| &live.content.0);
+        let now = self.live.as_ref().map(|live| &*live.content);
         match &self.action {
             Action::Create | Action::Update | Action::Recreate(_) | Action::Delete => {
-                (now, self.desired.as_ref().map(|wanted| &wanted.content.0))
+                (now, self.desired.as_ref().map(|wanted| &*wanted.content))
             }
             Action::Keep(_) | Action::Skip(_) | Action::Restart(_) => (None, None),
         }

@@ -123,8 +123,8 @@ impl<State> Plan<State> {
 pub(super) fn assign(items: &mut [Item]) {
     for item in items.iter_mut() {
         let content = match (&item.desired, &item.live) {
-            (Some(wanted), _) => Some(&wanted.content.0),
-            (None, Some(live)) => Some(&live.content.0),
+            (Some(wanted), _) => Some(&*wanted.content),
+            (None, Some(live)) => Some(&*live.content),
             (None, None) => None,
         };
         let wish = content.and_then(|content| json::annotation(content, ORDER_ANNOTATION));
@@ -202,8 +202,8 @@ fn follow(items: &mut [Item], among: impl Fn(&Action) -> bool) {
 
 fn content(item: &Item) -> Option<&Value> {
     match (&item.desired, &item.live) {
-        (Some(wanted), _) => Some(&wanted.content.0),
-        (None, live) => live.as_ref().map(|live| &live.content.0),
+        (Some(wanted), _) => Some(&*wanted.content),
+        (None, live) => live.as_ref().map(|live| &*live.content),
     }
 }
 

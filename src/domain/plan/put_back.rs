@@ -58,7 +58,7 @@ impl Item {
     pub fn put_back(&self, answer: &Value) -> Vec<ServerField> {
         let mut fields = Vec::new();
         if let Some(wanted) = &self.desired {
-            compare(&mut Vec::new(), Some(&wanted.content.0), Some(answer), &mut fields);
+            compare(&mut Vec::new(), Some(&*wanted.content), Some(answer), &mut fields);
             fields.retain(|field| wanted.yields(field));
         }
         fields
@@ -95,10 +95,10 @@ impl Desired {
     pub(super) fn accept(&mut self, fields: &[ServerField]) {
         for field in fields {
             let path: Vec<&str> = field.path.iter().map(String::as_str).collect();
-            if !self.yields(field) || json::at(&self.content.0, &path) == field.value.as_ref() {
+            if !self.yields(field) || json::at(&self.content, &path) == field.value.as_ref() {
                 continue;
             }
-            json::put(&mut self.content.0, &path, field.value.clone());
+            json::put(self.content.edit(), &path, field.value.clone());
             self.kept.push(KeptField {
                 path: field.path.join("."),
                 reason: KeptReason::KeptByServer,
@@ -134,7 +134,7 @@ mod tests {
     fn learned(now: &World, then: &World) -> PutBack {
         let plan = now.plan(then, &everything()).unwrap();
         let item = plan.items().iter().find(|item| item.id == cfg()).unwrap();
-        let mut answer = item.desired.as_ref().unwrap().content.0.clone();
+        let mut answer = item.desired.as_ref().unwrap().content.clone().into_value();
         json::put(&mut answer, &["metadata", "labels"], Some(json!({"team": "shop"})));
         PutBack::from([(cfg(), item.put_back(&answer))])
     }
@@ -167,9 +167,9 @@ mod tests {
         let item = &plan.items()[0];
         let wanted = item.desired.as_ref().unwrap();
         assert_eq!(item.action, Action::Update);
-        assert_eq!(wanted.content.0["metadata"]["labels"]["team"], "shop");
-        assert_eq!(wanted.object.0["metadata"]["labels"], Value::Null);
-        assert_eq!(wanted.content.0["data"], wanted.object.0["data"]);
+        assert_eq!(wanted.content["metadata"]["labels"]["team"], "shop");
+        assert_eq!(wanted.object["metadata"]["labels"], Value::Null);
+        assert_eq!(wanted.content["data"], wanted.object["data"]);
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
         let (now, then) = (of("b", None), of("a", None));
         let plan = now.plan(&then, &everything()).unwrap();
         let item = &plan.items()[0];
-        assert_eq!(item.put_back(&item.desired.as_ref().unwrap().content.0), Vec::new());
+        assert_eq!(item.put_back(&item.desired.as_ref().unwrap().content), Vec::new());
     }
 
     #[test]
@@ -194,7 +194,7 @@ mod tests {
         };
         let plan = world("web:2").plan(&world("web:1"), &everything()).unwrap();
         let item = plan.items().iter().find(|item| item.id == web).unwrap();
-        let mut answer = item.desired.as_ref().unwrap().content.0.clone();
+        let mut answer = item.desired.as_ref().unwrap().content.clone().into_value();
         json::put(&mut answer, &["spec", "replicas"], Some(json!(7)));
         assert_eq!(item.put_back(&answer), Vec::new());
         json::put(&mut answer, &["spec", "paused"], Some(json!(true)));

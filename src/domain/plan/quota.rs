@@ -55,7 +55,7 @@ pub struct Compared {
 pub fn compare(quotas: &[Value], items: &[Item], plural: impl Fn(&ObjectId) -> Option<String>) -> Compared {
     let mut added: BTreeMap<String, i128> = BTreeMap::new();
     for item in items {
-        let wanted = item.desired.as_ref().map(|wanted| &wanted.content.0);
+        let wanted = item.desired.as_ref().map(|wanted| &*wanted.content);
         match (&item.action, wanted) {
             (Action::Create, Some(wanted)) => {
                 if let Some(plural) = plural(&item.id) {
@@ -66,7 +66,7 @@ pub fn compare(quotas: &[Value], items: &[Item], plural: impl Fn(&ObjectId) -> O
             (Action::Update | Action::Recreate(_), Some(wanted)) => {
                 usage(&mut added, &item.id, wanted, 1);
                 if let Some(live) = &item.live {
-                    usage(&mut added, &item.id, &live.content.0, -1);
+                    usage(&mut added, &item.id, &live.content, -1);
                 }
             }
             _ => {}
@@ -118,8 +118,8 @@ fn is_used_by_pods(resource: &str) -> bool {
 
 /// What of an item comes besides what [`usage`] has.
 fn left_out(item: &Item) -> Option<String> {
-    let wanted = &item.desired.as_ref()?.content.0;
-    let live = item.live.as_ref().map(|live| &live.content.0);
+    let wanted = &*item.desired.as_ref()?.content;
+    let live = item.live.as_ref().map(|live| &*live.content);
     if !matches!(item.action, Action::Create | Action::Update) {
         return None;
     }

@@ -222,8 +222,8 @@ fn replaces_pods(item: &Item) -> bool {
             };
             let template = |content| workload::template(&item.id, content);
             let count = |content| json::at(content, &["spec", "replicas"]);
-            runs && (template(&live.content.0) != template(&wanted.content.0)
-                || count(&live.content.0) != count(&wanted.content.0))
+            runs && (template(&*live.content) != template(&*wanted.content)
+                || count(&*live.content) != count(&*wanted.content))
         }
         Action::Create | Action::Keep(_) | Action::Skip(_) => false,
     }
@@ -236,7 +236,7 @@ fn images_below_floor<State>(plan: &Plan<State>, facts: &RiskFacts) -> Vec<Strin
         let Some(spec) = item
             .desired
             .as_ref()
-            .and_then(|wanted| workload::pod_spec(&item.id, &wanted.content.0))
+            .and_then(|wanted| workload::pod_spec(&item.id, &wanted.content))
         else {
             continue;
         };
@@ -248,7 +248,7 @@ fn images_below_floor<State>(plan: &Plan<State>, facts: &RiskFacts) -> Vec<Strin
             let now = item
                 .live
                 .as_ref()
-                .and_then(|live| workload::image(&item.id, &live.content.0, name));
+                .and_then(|live| workload::image(&item.id, &live.content, name));
             let ran = facts.image_digests.get(&(item.id.clone(), name.to_owned()));
             let digest = image
                 .rsplit_once('@')

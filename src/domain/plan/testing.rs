@@ -1,12 +1,15 @@
 //! A namespace that can be captured, changed, planned for and rolled back: what the tests of this room share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Captured, Facts, Inputs, Live, Options, Plan, PlanError, build,
+    Action, Captured, Content, Facts, Inputs, Live, Options, Plan, PlanError, build,
     desired::{RESTARTED_AT, owner_id},
     json,
 };
@@ -37,8 +40,8 @@ pub struct World {
 }
 
 struct Read {
-    content: Value,
-    beside: Option<Beside>,
+    content: Content,
+    beside: Option<Arc<Beside>>,
     digest: Digest,
 }
 
@@ -47,11 +50,11 @@ fn read(id: &ObjectId, raw: &Value) -> Read {
     let kind = KindInfo::new(id.group.as_str(), "v1", id.kind.as_str());
     let normal = normalise(raw.clone(), &kind, &shape, SecretValues::Keep).unwrap();
     Read {
-        content: serde_json::from_slice(&normal.content).unwrap(),
+        content: serde_json::from_slice::<Value>(&normal.content).unwrap().into(),
         beside: normal
             .beside
             .as_ref()
-            .map(|bytes| serde_json::from_slice(bytes).unwrap()),
+            .map(|bytes| Arc::new(serde_json::from_slice(bytes).unwrap())),
         digest: normal.digest(),
     }
 }
@@ -156,7 +159,7 @@ impl World {
         for item in plan.writes() {
             match &item.action {
                 Action::Create | Action::Update | Action::Recreate(_) => {
-                    let mut object = item.desired.as_ref().unwrap().object.0.clone();
+                    let mut object = item.desired.as_ref().unwrap().object.clone().into_value();
                     let references = object
                         .pointer_mut("/metadata/ownerReferences")
                         .and_then(Value::as_array_mut);

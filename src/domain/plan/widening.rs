@@ -8,10 +8,10 @@ use crate::domain::object::ObjectId;
 /// Whether doing `item` grants access that live does not: a Role with more rules, a binding with more subjects or another role,
 /// a `NetworkPolicy` that goes, lets more through or selects other Pods. In doubt it does.
 pub fn widens(item: &Item) -> bool {
-    let live = item.live.as_ref().map(|live| &live.content.0);
+    let live = item.live.as_ref().map(|live| &*live.content);
     match &item.action {
         Action::Create | Action::Update | Action::Recreate(_) => {
-            let wanted = item.desired.as_ref().map(|wanted| &wanted.content.0);
+            let wanted = item.desired.as_ref().map(|wanted| &*wanted.content);
             wanted.is_some_and(|wanted| grants_more(&item.id, live, wanted))
         }
         // A policy only lets through what others hold back; without it nothing is held back.

@@ -140,7 +140,7 @@ pub fn restart(uid: &str, at: Timestamp) -> Call {
     });
     Call::Merge {
         manager: ROLLOUT.to_owned(),
-        body: Content(body),
+        body: body.into(),
     }
 }
 
@@ -164,12 +164,12 @@ fn content_calls(item: &Item, live: Option<&LiveState>, around: &Around<'_>) -> 
     if let Some((manager, body)) = apply(&target, &object, wanted, live) {
         return Ok(vec![Call::Apply {
             manager,
-            body: Content(body),
+            body: body.into(),
             replaces: live.map(|live| live.state),
         }]);
     }
-    let write = |manager: &str, body: Value| {
-        let (manager, body) = (manager.to_owned(), Content(body));
+    let write = |manager: &str, body: Content| {
+        let manager = manager.to_owned();
         match live {
             Some(live) => Call::Put {
                 manager,
@@ -192,16 +192,20 @@ fn content_calls(item: &Item, live: Option<&LiveState>, around: &Around<'_>) -> 
                 (None, [entry]) => set_of(entry).and_then(|owned| owned_part(&object, owned, true)),
                 _ => None,
             };
-            vec![write(manager, part.unwrap_or_else(|| object.clone()))]
+            vec![write(manager, part.map_or_else(|| object.clone(), Content::from))]
         }
         _ => vec![write(RESTORING, object.clone()), fields(None)],
     })
 }
 
 /// The object with the UIDs of owners that were created meanwhile.
-fn with_owners(wanted: &Desired, around: &Around<'_>) -> Result<Value, WriteRefusal> {
-    let mut object = wanted.object.0.clone();
+fn with_owners(wanted: &Desired, around: &Around<'_>) -> Result<Content, WriteRefusal> {
+    let mut object = wanted.object.clone();
+    if wanted.pending_owners.is_empty() {
+        return Ok(object);
+    }
     let references = object
+        .edit()
         .pointer_mut("/metadata/ownerReferences")
         .and_then(Value::as_array_mut);
     for reference in references
@@ -255,7 +259,7 @@ pub fn is_unfinished(managed_fields: &[Value]) -> bool {
 /// Who shall own which field: those who did, but for fields in which live wins, images that are pinned, and, where only images
 /// come back, everything else.
 fn owners_afterwards(item: &Item, wanted: &Desired, live: Option<&LiveState>, object: &Value) -> Vec<Value> {
-    let mut captured: Vec<Value> = settled(&wanted.managed_fields).cloned().collect();
+    let mut captured: Vec<Value> = settled(wanted.managed_fields()).cloned().collect();
     follow_owner_uids(&mut captured, object);
     let now: Vec<Value> = live
         .into_iter()
@@ -437,7 +441,7 @@ fn apply(target: &[Value], object: &Value, wanted: &Desired, live: Option<&LiveS
             value: Some(content),
             owned: Some(owned),
         };
-        if !fields::applies(state(&live.content.0, set_of(now)?), state(&wanted.content.0, owned)) {
+        if !fields::applies(state(&*live.content, set_of(now)?), state(&*wanted.content, owned)) {
             return None;
         }
     }

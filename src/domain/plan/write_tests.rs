@@ -68,7 +68,7 @@ fn the_only_applier_applies_again_what_it_owned_and_no_more() {
     };
     assert_eq!(manager, "helm");
     assert_eq!(
-        body.0,
+        **body,
         json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "1"},
             "metadata": {"name": "cfg", "namespace": "shop", "uid": "uid-1", "resourceVersion": "1"}})
     );
@@ -80,7 +80,7 @@ fn the_only_applier_applies_again_what_it_owned_and_no_more() {
     else {
         panic!("a create is no apply");
     };
-    assert_eq!(body.0["metadata"], json!({"name": "cfg", "namespace": "shop"}));
+    assert_eq!(body["metadata"], json!({"name": "cfg", "namespace": "shop"}));
 }
 
 #[test]
@@ -109,8 +109,8 @@ fn what_somebody_else_added_is_removed_by_a_replacement_and_the_owners_come_back
         panic!("{calls:?}");
     };
     assert_eq!(manager, RESTORING);
-    assert_eq!(body.0["data"], json!({"a": "1"}));
-    assert_eq!(body.0["metadata"]["resourceVersion"], "1");
+    assert_eq!(body["data"], json!({"a": "1"}));
+    assert_eq!(body["metadata"]["resourceVersion"], "1");
     let mut expected = entry("helm", "Apply", data(&["a"]));
     json::put(&mut expected, &["time"], Some(json!(AT)));
     assert_eq!(managed_fields, &[expected]);
@@ -209,7 +209,7 @@ fn replicas_stay_with_the_autoscaler_that_owns_them_now() {
     let [Call::Put { body, .. }, Call::Fields { managed_fields, .. }] = &calls[..] else {
         panic!("{calls:?}");
     };
-    assert_eq!(body.0["spec"]["replicas"], 7);
+    assert_eq!(body["spec"]["replicas"], 7);
     let sets: Vec<_> = managed_fields
         .iter()
         .map(|entry| (text(entry, "manager"), &entry["fieldsV1"]))
@@ -251,7 +251,7 @@ fn an_owner_that_was_just_created_gives_its_uid_and_one_that_was_not_stops_the_w
     let [Call::Post { body, .. }, Call::Fields { managed_fields, .. }] = &made[..] else {
         panic!("{made:?}");
     };
-    assert_eq!(body.0["metadata"]["ownerReferences"][0]["uid"], "new");
+    assert_eq!(body["metadata"]["ownerReferences"][0]["uid"], "new");
     assert_eq!(
         managed_fields[0]["fieldsV1"]["f:metadata"]["f:ownerReferences"],
         json!({"k:{\"uid\":\"new\"}": {}})
@@ -277,11 +277,11 @@ fn a_restart_is_the_same_call_every_time_and_a_delete_has_both_preconditions() {
         panic!("no restart");
     };
     assert_eq!(
-        (manager.as_str(), &body.0["metadata"]["uid"]),
+        (manager.as_str(), &body["metadata"]["uid"]),
         ("kubectl-rollout", &json!("uid-1"))
     );
     assert_eq!(
-        body.0["spec"]["template"]["metadata"]["annotations"],
+        body["spec"]["template"]["metadata"]["annotations"],
         json!({ RESTARTED_AT: AT })
     );
     let [

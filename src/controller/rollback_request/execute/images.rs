@@ -22,10 +22,7 @@ use crate::{
     },
     domain::{
         object::{KindInfo, ObjectId},
-        plan::{
-            Content,
-            write::{Call, state},
-        },
+        plan::write::{Call, state},
         snapshot::ImageResolver,
     },
 };
@@ -227,14 +224,14 @@ impl Work<'_> {
             };
             let call = Call::Apply {
                 manager: names::FIELD_MANAGER.to_owned(),
-                body: Content(body),
+                body: body.into(),
                 replaces: Some(state(&raw)),
             };
             let client = &self.execution.context.client;
             let written = tokio::time::timeout_at(self.deadline, write::perform(client, &place, &[call], false)).await;
             let why = match written {
                 Ok(Ok(written)) => {
-                    self.rolls_out(id, &written.object.0);
+                    self.rolls_out(id, &written.object);
                     return Ok(());
                 }
                 Ok(Err(WriteError::Drift(why))) => why,

@@ -264,7 +264,7 @@ impl Work<'_> {
             &Written {
                 uid: text("uid"),
                 resource_version: text("resourceVersion"),
-                object: crate::domain::plan::Content(raw.clone()),
+                object: raw.clone().into(),
             },
         );
     }

@@ -67,7 +67,7 @@ impl Work<'_> {
             let written = tokio::time::timeout_at(self.deadline, write::perform(client, &place, &[call], false)).await;
             let why = match written {
                 Ok(Ok(written)) => {
-                    self.restarted(id, &written.object.0);
+                    self.restarted(id, &written.object);
                     return Ok(());
                 }
                 Ok(Err(WriteError::Drift(why))) => why,

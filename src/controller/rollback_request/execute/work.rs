@@ -218,7 +218,7 @@ impl<'a> Work<'a> {
     pub(super) fn wrote(&self, item: &Item, written: &Written) {
         if is_write(&item.action) {
             self.lock().created.insert(item.id.clone(), written.uid.clone());
-            self.rolls_out(&item.id, &written.object.0);
+            self.rolls_out(&item.id, &written.object);
         }
     }
 

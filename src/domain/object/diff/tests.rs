@@ -154,6 +154,14 @@ fn a_huge_rewrite_is_shown_whole_and_at_once() {
 
 proptest! {
     #[test]
+    fn what_comes_or_goes_whole_is_shown_as_a_diff_with_nothing(state in any_json()) {
+        let lines = text::yaml(&state);
+        let diff = |old: &str, new: &str| TextDiff::from_lines(old, new).unified_diff().context_radius(CONTEXT).to_string();
+        prop_assert_eq!(one_side("", &lines), diff("", &lines));
+        prop_assert_eq!(one_side(&lines, ""), diff(&lines, ""));
+    }
+
+    #[test]
     fn order_without_a_meaning_is_no_difference(seed in any::<u64>()) {
         let old = deployment("web:1");
         let new = shuffled(old.clone(), &shape(), seed);
