@@ -18,6 +18,9 @@ use super::{
 };
 use crate::domain::object::{Digest, ObjectId, canonical};
 
+/// Fewest objects that are worth another core.
+const AT_ONCE: usize = 64;
+
 /// What a rollback would do. Every object in which live and snapshot differ is an item, whatever happens to it; objects that
 /// are equal are only counted.
 ///
@@ -32,6 +35,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Plan<Drafted>, PlanError> {
         .captured
         .sorted
         .par_iter()
+        .with_min_len(AT_ONCE)
         .map(|captured| view.back(captured))
         .collect::<Result<_, _>>()?;
     let compared = back.len();
