@@ -1,5 +1,7 @@
 //! How an object is doing, by the rules of kstatus: from its status alone, whatever its kind.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::domain::object::ObjectId;
@@ -80,6 +82,22 @@ pub fn health_after(id: &ObjectId, progress_then: Option<&Value>, object: &Value
 /// What a Deployment says of its rollout: its condition `Progressing`.
 pub fn progress<'a>(id: &ObjectId, object: &'a Value) -> Option<&'a Value> {
     (id.kind == "Deployment").then(|| condition(object, "Progressing"))?
+}
+
+/// `progressDeadlineSeconds` of a Deployment; `None` where it has none.
+pub fn progress_deadline(id: &ObjectId, object: &Value) -> Option<Duration> {
+    if id.kind != "Deployment" {
+        return None;
+    }
+    let seconds = u64::try_from(object["spec"]["progressDeadlineSeconds"].as_i64()?).ok()?;
+    // The largest number stands for none, as the Deployment controller has it.
+    (seconds < i32::MAX.unsigned_abs().into()).then(|| Duration::from_secs(seconds))
+}
+
+/// What changes of a rollout while it moves: how many replicas exist, are updated, ready and available, and the word on progress.
+pub fn motion(id: &ObjectId, object: &Value) -> ([i64; 4], Option<Value>) {
+    let counts = ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"];
+    (counts.map(|field| count(object, field)), progress(id, object).cloned())
 }
 
 fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {

@@ -390,6 +390,37 @@ async fn a_rollback_that_does_not_become_healthy_does_what_on_failure_says() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_of_which_nothing_moves_has_failed_though_nobody_says_so() -> Result<()> {
+    let options = ClusterOptions {
+        with_controller_manager: false,
+        ..ClusterOptions::named("rollback-stalls")
+    };
+    let installed = Installed::start_with(options, Store::Directory, &[]).await?;
+    given(&installed, "shop").await?;
+    // Nobody aggregates cluster roles here.
+    let all = [
+        "create",
+        "clusterrolebinding",
+        "all",
+        "--clusterrole=cluster-admin",
+        "--user=alice",
+        "--user=bob",
+    ];
+    kubectl(&installed, &all).await?;
+    let fails = json!({"testbed.backstep.dev/fail": "ImagePullBackOff"});
+    let web = |image: &str| [deployment("shop", "web", image, &fails, None)];
+    apply(&installed, &web("registry.example/web:1")).await?;
+    installed.snapshot("shop", "old", &json!({"lineage": "shop"})).await?;
+    apply(&installed, &web("registry.example/web:2")).await?;
+    let spec = json!({"target": {"snapshot": "old"}, "onFailure": "Stop"});
+    go(&installed, "shop", "back", &spec).await?;
+    let status = ended(&installed, "shop", "back", RollbackPhase::Failed).await?;
+    ensure!(said(&status).contains("RolloutFailed"), "{}", said(&status));
+    ensure!(said(&status).contains("nothing of it moved"), "{}", said(&status));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_that_is_cancelled_while_it_waits_goes_back() -> Result<()> {
     let installed = Installed::start_with(ClusterOptions::named("rollback-cancel"), Store::Directory, &[]).await?;
     given(&installed, "shop").await?;

@@ -15,7 +15,7 @@ use crate::{
     capture::WantedKind,
     cluster::watch::{self, Seen, Subject},
     domain::{
-        health::{Health, health_after},
+        health::{Health, health_after, motion},
         object::ObjectId,
     },
 };
@@ -31,6 +31,8 @@ pub(super) struct Rollout {
     pub healthy_at: u64,
     /// What it said of its rollout in the answer to the write, which is about the rollout before.
     pub progress: Option<Value>,
+    /// How long nothing of it may move.
+    pub progress_deadline: Option<Duration>,
 }
 
 impl Rollout {
@@ -59,8 +61,47 @@ pub(super) fn is_waited_for(id: &ObjectId) -> bool {
     )
 }
 
-/// Workloads of one kind that are not healthy yet, and what each said last.
-type Waiting = BTreeMap<String, (Rollout, String)>;
+/// The Deployment controller says itself when the time for progress is over, but not always: where a rollout goes back to a
+/// `ReplicaSet` that is still there and its first steps are seen at once, it takes the rollout for complete and measures nothing. So
+/// much longer it has to say so.
+const UNSAID: Duration = Duration::from_secs(30);
+
+/// A workload that is not healthy yet.
+struct Waited {
+    rollout: Rollout,
+    /// What it said last.
+    said: String,
+    /// What changes while it moves, and when it last did.
+    motion: Option<([i64; 4], Option<Value>)>,
+    moved: Instant,
+}
+
+impl Waited {
+    fn new(rollout: Rollout) -> Self {
+        Self {
+            rollout,
+            said: "it was not seen yet".into(),
+            motion: None,
+            moved: Instant::now(),
+        }
+    }
+
+    fn see(&mut self, id: &ObjectId, object: &Value) {
+        let motion = Some(motion(id, object));
+        if self.motion != motion {
+            self.motion = motion;
+            self.moved = Instant::now();
+        }
+    }
+
+    /// When it has stood still for too long.
+    fn stalls_at(&self) -> Option<Instant> {
+        Some(self.moved + self.rollout.progress_deadline? + UNSAID)
+    }
+}
+
+/// Workloads of one kind that are not healthy yet, by name.
+type Waiting = BTreeMap<String, Waited>;
 
 impl Work<'_> {
     /// Waits until every workload of this execution is healthy; the failures are counted.
@@ -106,7 +147,7 @@ impl Work<'_> {
             by_kind
                 .entry((id.group.clone(), id.kind.clone()))
                 .or_default()
-                .insert(id.name, (rollout, "it was not seen yet".into()));
+                .insert(id.name, Waited::new(rollout));
         }
         let waits = by_kind.into_iter().filter_map(|(kind, waiting)| {
             let served = self.kinds.get(&kind)?;
@@ -140,43 +181,71 @@ impl Work<'_> {
         };
         let of = |name: &str| ObjectId::new(&kind.info.group, &kind.info.kind, name);
         let client = &self.execution.context.client;
-        let ended = watch::until(client, &subject, deadline, |seen| {
-            let (object, gone) = match seen {
-                Seen::There(object) => (object, false),
-                Seen::Gone(object) => (object, true),
-            };
-            let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            let (rollout, said) = waiting.get_mut(name)?;
-            if !rollout.is_about(object) {
-                return None;
+        loop {
+            let stalled_at = waiting.values().filter_map(Waited::stalls_at).min();
+            let end = stalled_at.map_or(deadline, |at| at.min(deadline));
+            let ended = watch::until(client, &subject, end, |seen| self.see(&mut waiting, kind, &seen)).await;
+            if let Some(outcome) = ended {
+                return outcome;
             }
-            let id = of(name);
-            if gone {
-                let why = "it was deleted while the rollback waited for it";
-                return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)]));
-            }
-            match health_after(&id, rollout.progress.as_ref(), object) {
-                Health::Current => {
-                    self.now_healthy(&id, object);
-                    let name = name.to_owned();
-                    waiting.remove(&name);
-                }
-                Health::InProgress(what) => *said = what,
-                Health::Unknown => "its status cannot be read".clone_into(said),
-                Health::Failed(why) => return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)])),
-            }
-            waiting.is_empty().then_some(Ok(Vec::new()))
-        });
-        match ended.await {
-            Some(outcome) => outcome,
-            None => Ok(waiting
+            let now = Instant::now();
+            let stalled: Vec<ItemFailure> = waiting
                 .iter()
-                .map(|(name, (_, said))| {
-                    let why = format!("it was not healthy in time: {said}");
-                    failure(&of(name), reasons::DEADLINE_EXCEEDED, why)
+                .filter(|(_, waited)| waited.stalls_at().is_some_and(|at| at <= now))
+                .map(|(name, waited)| {
+                    let still = now.duration_since(waited.moved).as_secs();
+                    let why = format!(
+                        "ProgressDeadlineExceeded: nothing of it moved for {still} s: {}",
+                        waited.said
+                    );
+                    failure(&of(name), reasons::ROLLOUT_FAILED, why)
                 })
-                .collect()),
+                .collect();
+            if !stalled.is_empty() {
+                return Err(stalled);
+            }
+            if now >= deadline {
+                let late = waiting.iter().map(|(name, waited)| {
+                    let why = format!("it was not healthy in time: {}", waited.said);
+                    failure(&of(name), reasons::DEADLINE_EXCEEDED, why)
+                });
+                return Ok(late.collect());
+            }
         }
+    }
+
+    /// Notes what was seen; the end of the wait, if it is one.
+    fn see(
+        &self,
+        waiting: &mut Waiting,
+        kind: &WantedKind,
+        seen: &Seen<'_>,
+    ) -> Option<Result<Vec<ItemFailure>, Vec<ItemFailure>>> {
+        let (object, gone) = match seen {
+            Seen::There(object) => (object, false),
+            Seen::Gone(object) => (object, true),
+        };
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let waited = waiting.get_mut(name)?;
+        if !waited.rollout.is_about(object) {
+            return None;
+        }
+        let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
+        waited.see(&id, object);
+        if gone {
+            let why = "it was deleted while the rollback waited for it";
+            return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)]));
+        }
+        match health_after(&id, waited.rollout.progress.as_ref(), object) {
+            Health::Current => {
+                self.now_healthy(&id, object);
+                waiting.remove(name);
+            }
+            Health::InProgress(what) => waited.said = what,
+            Health::Unknown => "its status cannot be read".clone_into(&mut waited.said),
+            Health::Failed(why) => return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)])),
+        }
+        waiting.is_empty().then_some(Ok(Vec::new()))
     }
 
     /// Whether all stays healthy for `window`; what did not.

@@ -28,7 +28,12 @@ use crate::{
     capture::{Failure, WantedKind},
     cluster::{Class, write::Written},
     controller::rollback_request::{live::LiveObject, repository, store_failure, verify},
-    domain::{health::progress, object::ObjectId, plan::Item, snapshot::Extras},
+    domain::{
+        health::{progress, progress_deadline},
+        object::ObjectId,
+        plan::Item,
+        snapshot::Extras,
+    },
     repository::LineageKey,
 };
 
@@ -250,6 +255,7 @@ impl<'a> Work<'a> {
             generation: metadata["generation"].as_i64().unwrap_or(0),
             healthy_at: 0,
             progress: progress(id, workload).cloned(),
+            progress_deadline: progress_deadline(id, workload),
         };
         let mut state = self.lock();
         state.healthy.remove(id);
