@@ -66,6 +66,9 @@ pub(super) fn is_waited_for(id: &ObjectId) -> bool {
 /// much longer it has to say so.
 const UNSAID: Duration = Duration::from_secs(30);
 
+/// What is said of a workload that goes meanwhile.
+const DELETED: &str = "it was deleted while the rollback waited for it";
+
 /// A workload that is not healthy yet.
 struct Waited {
     rollout: Rollout,
@@ -188,22 +191,10 @@ impl Work<'_> {
             if let Some(outcome) = ended {
                 return outcome;
             }
-            let now = Instant::now();
-            let stalled: Vec<ItemFailure> = waiting
-                .iter()
-                .filter(|(_, waited)| waited.stalls_at().is_some_and(|at| at <= now))
-                .map(|(name, waited)| {
-                    let still = now.duration_since(waited.moved).as_secs();
-                    let why = format!(
-                        "ProgressDeadlineExceeded: nothing of it moved for {still} s: {}",
-                        waited.said
-                    );
-                    failure(&of(name), reasons::ROLLOUT_FAILED, why)
-                })
-                .collect();
-            if !stalled.is_empty() {
-                return Err(stalled);
+            if let Some(outcome) = self.stalled(&mut waiting, kind).await {
+                return outcome;
             }
+            let now = Instant::now();
             if now >= deadline {
                 let late = waiting.iter().map(|(name, waited)| {
                     let why = format!("it was not healthy in time: {}", waited.said);
@@ -212,6 +203,53 @@ impl Work<'_> {
                 return Ok(late.collect());
             }
         }
+    }
+
+    /// Reads what seems to stand still, for a watch that was interrupted has not seen it move; those that do have failed.
+    async fn stalled(
+        &self,
+        waiting: &mut Waiting,
+        kind: &WantedKind,
+    ) -> Option<Result<Vec<ItemFailure>, Vec<ItemFailure>>> {
+        let now = Instant::now();
+        let stands_still = |waited: &Waited| waited.stalls_at().is_some_and(|at| at <= now);
+        let names: Vec<String> = waiting
+            .iter()
+            .filter(|(_, waited)| stands_still(waited))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let mut failures = Vec::new();
+        for name in names {
+            let id = ObjectId::new(&kind.info.group, &kind.info.kind, &name);
+            let read = match self.place(&id) {
+                Ok(place) => self.read(&id, &place).await,
+                Err(failure) => Err(failure),
+            };
+            match read {
+                Ok(Some(object)) => {
+                    if let Some(outcome) = self.see(waiting, kind, &Seen::There(&object)) {
+                        return Some(outcome);
+                    }
+                }
+                Ok(None) => {
+                    failures.push(failure(&id, reasons::ROLLOUT_FAILED, DELETED));
+                    continue;
+                }
+                Err(failure) => {
+                    failures.push(failure);
+                    continue;
+                }
+            }
+            if let Some(waited) = waiting.get(&name).filter(|waited| stands_still(waited)) {
+                let still = now.duration_since(waited.moved).as_secs();
+                let why = format!(
+                    "ProgressDeadlineExceeded: nothing of it moved for {still} s: {}",
+                    waited.said
+                );
+                failures.push(failure(&id, reasons::ROLLOUT_FAILED, why));
+            }
+        }
+        (!failures.is_empty()).then_some(Err(failures))
     }
 
     /// Notes what was seen; the end of the wait, if it is one.
@@ -233,8 +271,7 @@ impl Work<'_> {
         let id = ObjectId::new(&kind.info.group, &kind.info.kind, name);
         waited.see(&id, object);
         if gone {
-            let why = "it was deleted while the rollback waited for it";
-            return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, why)]));
+            return Some(Err(vec![failure(&id, reasons::ROLLOUT_FAILED, DELETED)]));
         }
         match health_after(&id, waited.rollout.progress.as_ref(), object) {
             Health::Current => {
