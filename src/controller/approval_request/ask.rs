@@ -333,7 +333,7 @@ fn later(time: Duration) -> Time {
     Time(now.0.checked_add(time).unwrap_or(Timestamp::MAX))
 }
 
-/// Writes the first status: the epoch that decisions count in, sealed.
+/// Writes the first status: the epoch that decisions count in, sealed, and who is to decide first.
 async fn begin(
     context: &Context,
     created: &ApprovalRequest,
@@ -353,12 +353,20 @@ async fn begin(
         phase: Some(phase),
         guard_epoch: Some(epoch.to_owned()),
         seal: gather::seal_of(&key, created, epoch, &[]),
+        current_stage: first_stage(created, phase),
         ..ApprovalRequestStatus::default()
     };
     status::describe(&mut status, created, phase, reason, message);
     let asked = status::replace(context, created, status).await?;
     status::moved(context, &asked, phase, reason, message).await;
     Ok(asked)
+}
+
+/// The stage that is decided first: whoever sees that approval is awaited finds it, before any decision was counted.
+fn first_stage(created: &ApprovalRequest, phase: ApprovalPhase) -> Option<String> {
+    let mut waiting = created.spec.stages.iter().filter(|stage| stage.required > 0);
+    let first = waiting.next().map(|stage| stage.name.clone());
+    first.filter(|_| phase == ApprovalPhase::Pending)
 }
 
 /// Ends one that nobody can decide on, because it has no status.
@@ -371,4 +379,36 @@ pub(super) async fn void(context: &Context, approval: &ApprovalRequest, message:
     };
     status::describe(&mut status, approval, phase, reasons::SUPERSEDED, message);
     status::replace(context, approval, status).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn asked_of(stages: &serde_json::Value) -> ApprovalRequest {
+        serde_json::from_value(json!({
+            "apiVersion": "backstep.dev/v1alpha1", "kind": "ApprovalRequest", "metadata": {"name": "undo", "namespace": "shop"},
+            "spec": {
+                "requestRef": {"kind": "RollbackRequest", "name": "undo", "uid": "1"},
+                "requester": {"username": "alice"}, "policy": {"name": "p", "uid": "2", "generation": 1, "digest": "sha256:0"},
+                "planDigest": "sha256:0", "expiresAt": "2026-01-01T00:00:00Z", "stages": stages,
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_first_status_names_the_stage_that_is_decided_first() {
+        let two = asked_of(&json!([{"name": "owners", "required": 1}, {"name": "sre", "required": 2}]));
+        assert_eq!(first_stage(&two, ApprovalPhase::Pending).as_deref(), Some("owners"));
+        assert_eq!(
+            first_stage(&two, ApprovalPhase::BreakGlass),
+            None,
+            "nobody is waited for"
+        );
+        let automatic = asked_of(&json!([{"name": "owners", "required": 0}]));
+        assert_eq!(first_stage(&automatic, ApprovalPhase::Pending), None);
+    }
 }
