@@ -324,6 +324,9 @@ pub async fn ready(access: &Access, people: &People, namespace: &str, snapshot: 
         .with_context(|| format!("the operator in {} does not roll back", operator::NAMESPACE))
 }
 
+/// Statuses that are written at once, so that none waits for another one.
+const ROLLOUTS: usize = 16;
+
 /// Stands in for the controllers of Deployments where there are none: says of each at once that it is rolled out.
 pub struct Rollouts(tokio::task::JoinHandle<()>);
 
@@ -342,7 +345,7 @@ impl Rollouts {
             let watch = watcher(deployments, watcher::Config::default()).default_backoff();
             watch
                 .applied_objects()
-                .for_each_concurrent(4, |seen| {
+                .for_each_concurrent(ROLLOUTS, |seen| {
                     let (client, namespace) = (client.clone(), namespace.clone());
                     async move {
                         let Ok(deployment) = seen else { return };
