@@ -9,7 +9,7 @@ use super::{
     schema,
 };
 
-/// What one request would do. Immutable, owned by its request. At most 256 KiB; above that it is `truncated`.
+/// What one request would do. Immutable, owned by its request. At most 256 KiB and 2,000 items; above that it is `truncated`.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "backstep.dev",
@@ -53,7 +53,8 @@ pub struct RollbackPlanSpec {
     #[schemars(length(max = 2000))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<PlanItem>,
-    /// Whether items or diffs were cut; the whole report is in the repository.
+    /// Whether items or diffs were cut; the whole report is in the repository. Of more than 2,000 items 500 are here, deletions first
+    /// among them, in their order.
     #[serde(default)]
     pub truncated: bool,
 }

@@ -102,8 +102,17 @@ pub struct SnapshotSpec {
 impl SnapshotSpec {
     /// Whether the operator took it right before a rollback; `onBehalfOf.source` is then `RollbackRequest/<name>/Safety`.
     pub fn is_safety(&self) -> bool {
+        self.of_rollback().is_some_and(|source| source.ends_with("/Safety"))
+    }
+
+    /// Whether the operator takes it for a rollback, before the first write or after success.
+    pub fn is_of_rollback(&self) -> bool {
+        self.of_rollback().is_some()
+    }
+
+    fn of_rollback(&self) -> Option<&str> {
         let source = self.on_behalf_of.as_ref().and_then(|by| by.source.as_deref());
-        source.is_some_and(|source| source.starts_with("RollbackRequest/") && source.ends_with("/Safety"))
+        source.filter(|source| source.starts_with("RollbackRequest/"))
     }
 }
 

@@ -56,11 +56,18 @@ impl WantedKind {
         }
     }
 
-    /// Whether its objects say more to `selection` than their content and metadata: images, evidence of images, references, or
-    /// whether a Job has finished.
+    /// Whether its objects say more to `selection` than their content and metadata: evidence of images, references, or whether a Job
+    /// has finished.
     pub fn gives_facts(&self, selection: &Selection) -> bool {
-        let images = self.rule.image_evidence || component::runs_images(&self.info.group, &self.info.kind);
-        images && selection.wants_images() || self.names_others(selection) || self.is_job()
+        // A StatefulSet alone names its revision in its status.
+        let is_stateful_set = (self.info.group.as_str(), self.info.kind.as_str()) == ("apps", "StatefulSet");
+        let evidence = self.rule.image_evidence || is_stateful_set;
+        evidence && selection.wants_images() || self.names_others(selection) || self.is_job()
+    }
+
+    /// Whether its objects have containers.
+    pub fn runs_images(&self) -> bool {
+        component::runs_images(&self.info.group, &self.info.kind)
     }
 
     /// Whether `selection` takes in what its objects name.

@@ -9,7 +9,7 @@ mod target;
 
 pub use kinds::{Catalog, WantedKind};
 pub use pass::{Options, Pass, run};
-pub use rows::{Head, METADATA_FROM, is_settled, single_reads};
+pub use rows::{METADATA_FROM, is_settled, single_reads};
 pub use target::{Captured, Failure, Target, TargetReport};
 
 use async_trait::async_trait;
@@ -85,6 +85,12 @@ pub trait Sink: Send + Sync {
     /// The pass ends with this failure.
     async fn known(&self, _kind: &WantedKind, objects: &[Identity]) -> Result<Vec<Option<Known>>, Failure> {
         Ok(vec![None; objects.len()])
+    }
+
+    /// Containers and images of a workload that the sink said to know, as [`ImageStatus::workload`](crate::api::snapshot::ImageStatus)
+    /// names it. `None`: they are not known, so that it is read whole where images are wanted.
+    fn images(&self, _target: usize, _workload: &str) -> Option<&[(String, String)]> {
+        None
     }
 
     /// As [`take`](Self::take), with objects among them that the sink said to know.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     Identity, Item, Observed, Sink, WantedKind,
-    rows::{Facts, Head, METADATA_FROM, Position, Row, is_settled, single_reads},
+    rows::{Facts, METADATA_FROM, Position, Row, is_settled, single_reads},
     target::{Failure, Target},
 };
 use crate::{
@@ -21,11 +21,12 @@ use crate::{
     cluster::{
         self, Class,
         list::{self, Page, Pager},
+        metadata::{Head, Metadata},
     },
     domain::{
         object::{Normalised, SecretValues, normalise},
         plan::facts,
-        snapshot::ObjectVerdict,
+        snapshot::{ObjectVerdict, workload_name},
     },
 };
 
@@ -149,8 +150,11 @@ impl Reader<'_> {
             let mut pager = Pager::start(self.client.clone(), self.kind.collection(namespace), metadata_first);
             loop {
                 match pager.next().await {
-                    Ok(Some(page)) => {
-                        if !self.page(&page, namespace, &already, position, &mut progress).await? {
+                    Ok(Some(mut page)) => {
+                        if !self
+                            .page(&mut page, namespace, &already, position, &mut progress)
+                            .await?
+                        {
                             metadata_first = false;
                             pager.again_whole();
                         }
@@ -196,7 +200,7 @@ impl Reader<'_> {
     /// Handles one page. `false`: too many objects of a page of metadata changed; nothing of it was handled.
     async fn page(
         &self,
-        page: &Page,
+        page: &mut Page,
         listed: Option<&str>,
         already: &Position,
         position: &mut Position,
@@ -205,16 +209,25 @@ impl Reader<'_> {
         let (items, last) = if progress.expected == 0 {
             self.read_all(page, listed, already)?
         } else {
-            let (mut rows, last) = self.rows(page, listed, already)?;
+            let metadata = page.take_metadata();
+            let is_metadata = metadata.is_some();
+            let (mut rows, last) = match metadata {
+                Some(objects) => self.rows(
+                    objects.into_iter().map(|metadata| Ok((metadata, &[][..]))),
+                    listed,
+                    already,
+                )?,
+                None => self.rows(page.objects().map(|raw| self.head(raw, listed)), listed, already)?,
+            };
             self.ask(&mut rows).await?;
-            if page.is_metadata() {
+            if is_metadata {
                 let singles = rows.iter().filter(|row| row.whole).count();
                 if singles > progress.singles {
                     return Ok(false);
                 }
                 progress.singles -= singles;
             }
-            (self.read_changed(page.is_metadata(), rows, listed).await?, last)
+            (self.read_changed(is_metadata, rows, listed).await?, last)
         };
         if !items.is_empty() {
             self.sink.take_all(self.kind, items).await.map_err(Trouble::Other)?;
@@ -257,17 +270,23 @@ impl Reader<'_> {
         Ok((items, last))
     }
 
-    /// The objects of a page that somebody wants, parsed as far as selections need it, and the last one's namespace and name.
+    /// A whole object, parsed as far as selections need it.
+    fn head<'a>(&self, raw: &'a [u8], listed: Option<&str>) -> Result<(Metadata, &'a [u8]), Trouble> {
+        let Head { metadata } = self.parse(raw, listed)?;
+        Ok((metadata, raw))
+    }
+
+    /// The objects of a page that somebody wants, and the last one's namespace and name.
     #[allow(clippy::type_complexity)]
     fn rows<'a>(
         &self,
-        page: &'a Page,
+        objects: impl Iterator<Item = Result<(Metadata, &'a [u8]), Trouble>>,
         listed: Option<&str>,
         already: &Position,
     ) -> Result<(Vec<Row<'a>>, Option<(String, String)>), Trouble> {
         let (mut rows, mut last) = (Vec::new(), None);
-        for raw in page.objects() {
-            let Head { mut metadata } = self.parse(raw, listed)?;
+        for object in objects {
+            let (mut metadata, raw) = object?;
             let namespace = metadata
                 .namespace
                 .take()
@@ -319,11 +338,25 @@ impl Reader<'_> {
             let mut whole = facts;
             for (identity, known) in &mut row.known {
                 *known = answers.next().flatten();
-                whole |= known.is_none() && !self.is_settled(&self.targets[identity.target], &row.head);
+                whole |= if known.is_some() {
+                    self.wants_images(identity.target) && self.images(identity.target, &identity.name).is_none()
+                } else {
+                    !self.is_settled(&self.targets[identity.target], &row.head)
+                };
             }
             row.whole = whole;
         }
         Ok(())
+    }
+
+    /// Whether the images of the kind's objects are wanted.
+    fn wants_images(&self, target: usize) -> bool {
+        self.kind.runs_images() && self.targets[target].selection.wants_images()
+    }
+
+    /// What the sink knows of the containers of a workload.
+    fn images(&self, target: usize, name: &str) -> Option<&[(String, String)]> {
+        self.sink.images(target, &workload_name(&self.kind.info, name))
     }
 
     /// Whether the metadata alone says that the target does not capture the object, and why.
@@ -370,14 +403,18 @@ impl Reader<'_> {
                 let target = &self.targets[identity.target];
                 match (known, &whole) {
                     (Some(known), whole) => {
-                        if self.belongs(target, whole.as_ref().unwrap_or(&row.head)) {
+                        let images = match whole {
+                            None if self.wants_images(identity.target) => self.images(identity.target, &identity.name),
+                            _ => None,
+                        };
+                        if self.belongs(target, whole.as_ref().unwrap_or(&row.head), images) {
                             items.push(Item::Same(identity, known));
                         }
                     }
                     (None, Some(value)) => items.extend(self.read(identity.target, value.clone())),
                     // Settled: noted as skipped, where it is.
                     (None, None) => {
-                        self.belongs(target, &row.head);
+                        self.belongs(target, &row.head, None);
                     }
                 }
             }
@@ -388,7 +425,7 @@ impl Reader<'_> {
     /// The content of `value`, if the target captures it.
     fn read(&self, index: usize, value: Value) -> Option<Item> {
         let target = &self.targets[index];
-        if !self.belongs(target, &value) {
+        if !self.belongs(target, &value, None) {
             return None;
         }
         match self.content(target, value) {
@@ -400,8 +437,9 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the target captures the object; notes what it says of images and references, and why it is left out.
-    fn belongs(&self, target: &Target, value: &Value) -> bool {
+    /// Whether the target captures the object; notes what it says of images and references, and why it is left out. `images`: what is
+    /// known of its containers, where `value` is no more than its metadata.
+    fn belongs(&self, target: &Target, value: &Value, images: Option<&[(String, String)]>) -> bool {
         let mut seen = target.seen();
         let seen = &mut *seen;
         if target.selection.wants_images() {
@@ -422,8 +460,10 @@ impl Reader<'_> {
                 return false;
             }
         }
-        if target.selection.wants_images() {
-            seen.images.workload(&self.kind.info, value);
+        match images {
+            Some(images) => seen.images.workload_of(&self.kind.info, value, images.to_vec()),
+            None if target.selection.wants_images() => seen.images.workload(&self.kind.info, value),
+            None => {}
         }
         if self.kind.component == Component::Volumes && target.lists_volume_data {
             seen.skips.add(&self.kind.display(), reasons::VOLUME_DATA_NOT_CAPTURED);

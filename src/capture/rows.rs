@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{Identity, Known, WantedKind};
 use crate::{api::reasons, domain::snapshot::ObjectVerdict};
@@ -42,45 +42,6 @@ impl Position {
             let left = namespace.bytes().chain(*b"/").chain(name.bytes());
             left.le(ns.bytes().chain(*b"/").chain(n.bytes()))
         })
-    }
-}
-
-/// The part of an object that tells whether it is known and whether it is selected.
-#[derive(Deserialize)]
-pub struct Head {
-    /// Its metadata.
-    pub metadata: HeadMetadata,
-}
-
-/// What is looked at of `metadata`.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct HeadMetadata {
-    /// `metadata.name`.
-    pub name: String,
-    /// `metadata.namespace`.
-    pub namespace: Option<String>,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `metadata.resourceVersion`.
-    pub resource_version: String,
-    /// `metadata.labels`.
-    pub labels: Option<Value>,
-    /// `metadata.ownerReferences`.
-    pub owner_references: Option<Value>,
-    /// `metadata.deletionTimestamp`.
-    pub deletion_timestamp: Option<Value>,
-}
-
-impl HeadMetadata {
-    /// The object as far as selections look at it.
-    pub fn into_object(self) -> Value {
-        json!({"metadata": {
-            "name": self.name,
-            "labels": self.labels,
-            "ownerReferences": self.owner_references,
-            "deletionTimestamp": self.deletion_timestamp,
-        }})
     }
 }
 
@@ -131,6 +92,7 @@ impl<'de> Deserialize<'de> for Facts {
 
 /// An object of a page, and what each target that wants it holds of it.
 pub(super) struct Row<'a> {
+    /// The whole object as the server wrote it; nothing of a page of metadata.
     pub raw: &'a [u8],
     pub namespace: String,
     /// The object as far as selections look at it.
@@ -148,6 +110,8 @@ impl Row<'_> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

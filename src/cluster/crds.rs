@@ -5,12 +5,11 @@ use std::{collections::HashMap, sync::Arc};
 use jiff::Timestamp;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
     call,
-    error::{Error, Result},
+    error::Result,
     list::{Collection, Pager},
 };
 use crate::{api::names::GROUP, domain::object::shape::ListShape};
@@ -49,19 +48,6 @@ pub struct CrdCatalog {
     by_name: HashMap<String, CustomResource>,
 }
 
-#[derive(Deserialize)]
-struct MetadataOnly {
-    metadata: NameAndVersion,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct NameAndVersion {
-    name: String,
-    #[serde(default)]
-    resource_version: String,
-}
-
 impl CrdCatalog {
     /// Reads what changed since the last call: one metadata list, and one GET for each changed CRD.
     pub async fn refresh(&mut self, client: &Client) -> Result<()> {
@@ -73,14 +59,9 @@ impl CrdCatalog {
         };
         let mut current: HashMap<String, String> = HashMap::new();
         let mut pager = Pager::start(client.clone(), collection, true);
-        while let Some(page) = pager.next().await? {
-            for raw in page.objects() {
-                let item: MetadataOnly = serde_json::from_slice(raw).map_err(|source| Error::Unreadable {
-                    what: "list custom resource definitions".into(),
-                    source,
-                })?;
-                current.insert(item.metadata.name, item.metadata.resource_version);
-            }
+        while let Some(mut page) = pager.next().await? {
+            let found = page.take_metadata().into_iter().flatten();
+            current.extend(found.map(|metadata| (metadata.name, metadata.resource_version)));
         }
         self.by_name.retain(|name, known| {
             current

@@ -11,6 +11,7 @@ pub mod guard;
 pub mod key;
 pub mod lease;
 pub mod list;
+pub mod metadata;
 pub mod watch;
 pub mod write;
 

@@ -255,11 +255,13 @@ impl Writer<'_> {
         body: &Value,
     ) -> Result<Tried, WriteError> {
         let what = format!("{verb} {}", self.object());
+        let unwritable = |error: serde_json::Error| Error::api(what.as_str(), kube::Error::SerdeError(error));
+        let bytes = serde_json::to_vec(body).map_err(unwritable)?;
         let request = Request::builder()
             .method(method)
             .uri(uri)
             .header(CONTENT_TYPE, content_type)
-            .body(Body::from(body.to_string().into_bytes()))
+            .body(Body::from(bytes))
             .map_err(|error| Error::api(what.as_str(), kube::Error::HttpError(error)))?;
         let error = match call::once(&what, DEADLINE, call::exchange(self.client, request)).await {
             Ok((status, bytes)) => return Ok(Tried::Done(status, self.parse(&bytes)?)),

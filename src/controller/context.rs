@@ -10,7 +10,7 @@ use kube::{
 };
 use tokio::sync::{OnceCell, watch};
 
-use super::{snapshot::queue::Captures, store::Store};
+use super::{answers::Handover, snapshot::queue::Captures, store::Store};
 use crate::{
     cluster::{
         self, call, clock,
@@ -34,6 +34,8 @@ pub struct Context {
     pub store: Store,
     /// Captures under way.
     pub captures: Captures,
+    /// What executions know of the objects that the Snapshots after them will find.
+    pub answers: Handover,
     /// What must be in place before anything may be done.
     pub guard: GuardState,
     key: OnceCell<[u8; 32]>,
@@ -121,6 +123,7 @@ impl Context {
             metrics,
             store,
             captures,
+            answers: Handover::default(),
             guard: GuardState::default(),
             key: OnceCell::new(),
             recorder,

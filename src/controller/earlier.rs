@@ -1,6 +1,10 @@
 //! What an earlier snapshot holds of objects that did not change since: they need not be read again.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::Arc,
+};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
@@ -21,6 +25,8 @@ pub struct Earlier {
     reader: ManifestReader,
     read: BTreeMap<String, KindRead>,
     secrets: SecretsMode,
+    /// By workload: containers and images.
+    images: HashMap<String, Vec<(String, String)>>,
 }
 
 impl Earlier {
@@ -55,11 +61,22 @@ impl Earlier {
             return Ok(None);
         };
         let secrets = extras.capture.and_then(|capture| capture.secrets).unwrap_or_default();
+        let mut images: HashMap<String, Vec<(String, String)>> = HashMap::new();
+        for image in extras.images {
+            let of = images.entry(image.workload).or_default();
+            of.push((image.container, image.image));
+        }
         Ok(Some(Self {
             reader,
             read: extras.read,
             secrets,
+            images,
         }))
+    }
+
+    /// Containers and images of a workload, as [`ImageStatus::workload`](crate::api::snapshot::ImageStatus) names it.
+    pub fn images(&self, workload: &str) -> Option<&[(String, String)]> {
+        self.images.get(workload).map(Vec::as_slice)
     }
 
     /// How many objects of `kind` it holds, if it read them by the same rules, and their Secret values as `secrets` says.

@@ -1,5 +1,6 @@
 //! The operator: one controller a kind, and what they share.
 
+pub mod answers;
 pub mod approval_policy;
 pub mod approval_request;
 pub mod context;

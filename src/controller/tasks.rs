@@ -86,6 +86,11 @@ impl<T: Send + Sync + 'static> Tasks<T> {
     }
 }
 
+/// Drops what is large beside the work that comes next, which need not wait for it.
+pub fn let_go<T: Send + 'static>(large: T) {
+    tokio::task::spawn_blocking(move || drop(large));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,7 @@ mod exact;
 mod faults;
 mod figures;
 mod incremental;
+mod metadata;
 mod plan_reads;
 mod plans;
 mod proxy;

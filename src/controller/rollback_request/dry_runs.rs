@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     gather::Sides,
-    preflight::{bounded, named, refused},
+    preflight::{Wanted, bounded, named, refused},
 };
 use crate::{
     api::{
@@ -19,9 +19,7 @@ use crate::{
     },
     capture::Failure,
     cluster::{
-        self, Class,
-        access::Question,
-        clock,
+        self, Class, clock,
         list::{self, Collection},
         write::{Place, WriteError, Written, perform},
     },
@@ -167,21 +165,15 @@ const fn verbs(call: &Call) -> &'static [&'static str] {
 
 /// What the operator itself may not do of what the plan does.
 async fn missing_rights(context: &Context, writes: &[Write<'_>], namespace: &str) -> Result<Vec<String>, Failure> {
-    let mut wanted: BTreeMap<Question, BTreeSet<String>> = BTreeMap::new();
+    let mut wanted = Wanted::new();
     for write in writes {
         let Some(place) = &write.place else { continue };
         for verb in &write.verbs {
-            let question = Question {
-                verb,
-                group: place.group.clone(),
-                resource: place.plural.clone(),
-                namespace: namespace.to_owned(),
-                name: None,
-            };
-            wanted.entry(question).or_default().insert(place.name.clone());
+            let right = (*verb, place.group.as_str(), place.plural.as_str());
+            wanted.entry(right).or_default().push(&place.name);
         }
     }
-    refused(context, None, wanted).await
+    refused(context, None, namespace, wanted).await
 }
 
 async fn namespace_stays(context: &Context, namespace: &str) -> Result<PreflightResult, Failure> {

@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -32,7 +33,41 @@ use crate::{
 /// Captured objects whose contents are read before they are parsed together, on every core.
 const READ_AT_ONCE: usize = 256;
 
+/// How long contents that were read for a plan are kept for the gate: whoever decides later than this waits a moment longer.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// Contents that plans have read, by the UID of the request: the gate compares again soon, and finds them by their digests.
+#[derive(Default)]
+pub(super) struct ReadBefore(Mutex<HashMap<String, Arc<Vec<CapturedObject>>>>);
+
+impl ReadBefore {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Vec<CapturedObject>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps `captured` for some time.
+    pub(super) fn keep(self: &Arc<Self>, uid: String, captured: Vec<CapturedObject>) {
+        let captured = Arc::new(captured);
+        let (kept, until) = (Arc::clone(self), Arc::downgrade(&captured));
+        self.lock().insert(uid.clone(), captured);
+        tokio::spawn(async move {
+            tokio::time::sleep(KEPT).await;
+            let mut all = kept.lock();
+            // Those of a later plan stay.
+            if all.get(&uid).is_some_and(|now| until.as_ptr() == Arc::as_ptr(now)) {
+                all.remove(&uid);
+            }
+        });
+    }
+
+    /// What was kept for the request `uid`, once.
+    pub(super) fn take(&self, uid: &str) -> Option<Arc<Vec<CapturedObject>>> {
+        self.lock().remove(uid)
+    }
+}
+
 /// A captured object; the content is read where live differs.
+#[derive(Clone)]
 pub(super) struct CapturedObject {
     pub id: ObjectId,
     pub component: Component,
@@ -55,7 +90,9 @@ pub(super) struct Sides {
     pub key: FingerprintKey,
 }
 
-/// Reads both sides: live first and whole, then the contents that differ. `whole_workloads`: also where nothing differs.
+/// Reads both sides: live first and whole, then the contents that differ and are not in `before`. `whole_workloads`: also where
+/// nothing differs.
+#[allow(clippy::too_many_arguments, reason = "what is read, and from where")]
 pub(super) async fn sides(
     context: &Context,
     catalog: &tokio::sync::Mutex<Catalog>,
@@ -64,6 +101,7 @@ pub(super) async fn sides(
     extras: &Extras,
     namespace: &str,
     whole_workloads: bool,
+    before: &[CapturedObject],
 ) -> Result<Sides, Failure> {
     let capture = extras.capture.clone().unwrap_or_default();
     let selection = Selection::compile(&capture).map_err(|error| {
@@ -123,7 +161,7 @@ pub(super) async fn sides(
         .filter(|l| digests.get(&l.id) == Some(&l.digest) && !l.unfinished)
         .map(|l| &l.id)
         .collect();
-    let captured = captured(repository, &entries, &equal, extras, secrets).await?;
+    let captured = captured(repository, &entries, &equal, extras, secrets, before).await?;
     let owners = owners(context, namespace, &kinds, &captured, &live).await?;
     let captured_kinds = wanted
         .iter()
@@ -159,31 +197,58 @@ async fn captured(
     equal: &HashSet<&ObjectId>,
     extras: &Extras,
     secrets: SecretsMode,
+    before: &[CapturedObject],
 ) -> Result<Vec<CapturedObject>, Failure> {
     let mut captured = Vec::with_capacity(entries.len());
-    for some in entries.chunks(READ_AT_ONCE) {
+    // Contents have no other address than their digest: what was read under it, and compared with it, is what it is.
+    let read_before = |at: usize, id: &ObjectId, digest: &Digest| {
+        let found = before
+            .get(at)
+            .filter(|found| found.digest == *digest && found.id == *id);
+        found.filter(|found| found.content.is_some()).cloned()
+    };
+    for (some, from) in entries.chunks(READ_AT_ONCE).zip((0..).step_by(READ_AT_ONCE)) {
         let mut read = Vec::with_capacity(some.len());
-        for (id, _, entry) in some {
+        for ((id, component, entry), at) in some.iter().zip(from..) {
             let differs = !equal.contains(id);
-            let content = chunk(repository, differs.then_some(&entry.content)).await?;
-            let beside = chunk(repository, entry.beside.as_ref().filter(|_| differs)).await?;
-            read.push((content, beside));
-        }
-        let parsed = some.par_iter().zip(read).map(|((id, component, entry), read)| {
+            if let Some(found) = read_before(at, id, &entry.content).filter(|_| differs) {
+                read.push((found, None));
+                continue;
+            }
             let is_job = id.group == "batch" && id.kind == "Job";
             let is_secret = id.group.is_empty() && id.kind == "Secret";
-            Ok(CapturedObject {
+            let object = CapturedObject {
                 id: id.clone(),
                 finished: extras.job_had_finished(&id.name).filter(|_| is_job),
                 component: *component,
                 digest: entry.content,
-                content: parse::<Value>(read.0, &entry.content)?.map(Content::from),
-                beside: match &entry.beside {
-                    Some(digest) => parse(read.1, digest)?.map(Arc::new),
-                    None => None,
-                },
+                content: None,
+                beside: None,
                 fingerprints_only: secrets == SecretsMode::Fingerprint && is_secret,
-            })
+            };
+            let bytes = if differs {
+                let beside = match &entry.beside {
+                    Some(address) => Some((*address, read_chunk(repository, address).await?)),
+                    None => None,
+                };
+                Some((read_chunk(repository, &entry.content).await?, beside))
+            } else {
+                None
+            };
+            read.push((object, bytes));
+        }
+        // Where nothing is to be parsed no core need be woken.
+        if read.iter().all(|(_, bytes)| bytes.is_none()) {
+            captured.extend(read.into_iter().map(|(object, _)| object));
+            continue;
+        }
+        let parsed = read.into_par_iter().map(|(mut object, bytes)| {
+            if let Some((content, beside)) = bytes {
+                object.content = Some(Content::from(parse::<Value>(&content, &object.digest)?));
+                let beside = beside.map(|(address, bytes)| parse(&bytes, &address));
+                object.beside = beside.transpose()?.map(Arc::new);
+            }
+            Ok(object)
         });
         captured.extend(parsed.collect::<Result<Vec<_>, Failure>>()?);
     }
@@ -215,15 +280,13 @@ pub(super) async fn extras(manifest: &ManifestReader) -> Result<Extras, Failure>
     )
 }
 
-async fn chunk(repository: &Repository, address: Option<&impl Address>) -> Result<Option<Bytes>, Failure> {
-    let Some(address) = address else { return Ok(None) };
+async fn read_chunk(repository: &Repository, address: &impl Address) -> Result<Bytes, Failure> {
     let read = repository.read_chunk(address).await;
-    read.map(Some).map_err(|e| super::store_failure(&e))
+    read.map_err(|e| super::store_failure(&e))
 }
 
-fn parse<T: DeserializeOwned>(bytes: Option<Bytes>, address: &impl Address) -> Result<Option<T>, Failure> {
-    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-    parsed.map_err(|e| {
+fn parse<T: DeserializeOwned>(bytes: &[u8], address: &impl Address) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|e| {
         Failure::new(
             Class::Corrupt,
             reasons::CORRUPT,

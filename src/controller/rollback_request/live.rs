@@ -13,10 +13,11 @@ use crate::{
         reasons,
         snapshot::{Component, SecretsMode},
     },
-    capture::{Failure, Head, METADATA_FROM, WantedKind, is_settled, single_reads},
+    capture::{Failure, METADATA_FROM, WantedKind, is_settled, single_reads},
     cluster::{
         self, Class,
-        list::{self, Collection, Page, Pager},
+        list::{self, Collection, Pager},
+        metadata::Metadata,
     },
     controller::{
         context::Context,
@@ -112,14 +113,24 @@ impl LiveReader<'_> {
     /// Some kinds are listed at once, and worked on in order.
     async fn list(&self, kinds: &[&Arc<WantedKind>], whole_workloads: bool) -> Result<Vec<LiveObject>, Failure> {
         let mut read = Read::default();
-        let mut waiting = kinds.iter();
+        let is_whole = |kind: &WantedKind| {
+            whole_workloads && kind.component == Component::Workloads || kind.names_others(self.selection)
+        };
+        // What takes longest begins first, and is worked on in its turn.
+        let large = kinds.iter().enumerate();
+        let large = large.filter(|(_, kind)| self.known(kind, is_whole(kind)).is_some());
+        let mut begun: HashMap<usize, Listing<'_>> = large
+            .take(LISTS)
+            .map(|(at, kind)| (at, self.start(kind, is_whole(kind))))
+            .collect();
+        let mut waiting = kinds.iter().enumerate();
         let mut ahead = VecDeque::new();
         loop {
             while ahead.len() < LISTS
-                && let Some(kind) = waiting.next()
+                && let Some((at, kind)) = waiting.next()
             {
-                let whole = whole_workloads && kind.component == Component::Workloads;
-                ahead.push_back(self.start(kind, whole || kind.names_others(self.selection)));
+                let listing = begun.remove(&at);
+                ahead.push_back(listing.unwrap_or_else(|| self.start(kind, is_whole(kind))));
             }
             let Some(listing) = ahead.pop_front() else {
                 return Ok(read.live);
@@ -128,14 +139,18 @@ impl LiveReader<'_> {
         }
     }
 
-    fn start<'b>(&'b self, kind: &'b WantedKind, whole: bool) -> Listing<'b> {
-        let collection = kind.collection(Some(self.namespace));
-        let known = self
-            .earlier
+    /// The snapshot that knows the kind, where its metadata is worth a look.
+    fn known(&self, kind: &WantedKind, whole: bool) -> Option<(&Earlier, u64)> {
+        self.earlier
             .iter()
             .filter(|_| !whole)
             .find_map(|earlier| Some((earlier, earlier.holds(kind, self.secrets)?)))
-            .filter(|(_, objects)| *objects >= METADATA_FROM);
+            .filter(|(_, objects)| *objects >= METADATA_FROM)
+    }
+
+    fn start<'b>(&'b self, kind: &'b WantedKind, whole: bool) -> Listing<'b> {
+        let collection = kind.collection(Some(self.namespace));
+        let known = self.known(kind, whole);
         Listing {
             kind,
             pager: Pager::start(self.context.client.clone(), collection.clone(), known.is_some()),
@@ -162,20 +177,20 @@ impl LiveReader<'_> {
             None => None,
         };
         loop {
-            let page = match pager.next().await {
+            let mut page = match pager.next().await {
                 Ok(Some(page)) => page,
                 Ok(None) => return Ok(()),
                 Err(error) if error.is_not_found() => return Ok(()),
                 Err(error) => return Err(unreadable(error)),
             };
-            if !page.is_metadata() {
+            let Some(metadata) = page.take_metadata() else {
                 for text in page.objects() {
                     self.object(kind, &collection, text, read)?;
                 }
                 continue;
-            }
+            };
             let before = read.live.len();
-            let changed = self.unchanged(kind, &collection, &page, walk.as_mut(), read).await?;
+            let changed = self.unchanged(kind, metadata, walk.as_mut(), read).await;
             if changed.len() > singles {
                 read.live.truncate(before);
                 pager.again_whole();
@@ -205,14 +220,13 @@ impl LiveReader<'_> {
     async fn unchanged(
         &self,
         kind: &WantedKind,
-        collection: &Collection,
-        page: &Page,
+        objects: Vec<Metadata>,
         mut walk: Option<&mut Walk>,
         read: &mut Read,
-    ) -> Result<Vec<String>, Failure> {
+    ) -> Vec<String> {
         let mut whole = Vec::new();
-        for text in page.objects() {
-            let Head { metadata } = parse(text, collection)?;
+        for metadata in objects {
+            let may_be_unfinished = metadata.managers.iter().any(|manager| manager == write::RESTORING);
             let (name, uid) = (metadata.name.clone(), metadata.uid.clone());
             let resource_version = metadata.resource_version.clone();
             let labels = metadata.labels.clone().unwrap_or_default();
@@ -230,7 +244,7 @@ impl LiveReader<'_> {
             }
             let equal = known.map(|entry| entry.content).filter(|digest| Some(digest) == held);
             match equal {
-                Some(digest) if !may_be_unfinished(text) => read.live.push(LiveObject {
+                Some(digest) if !may_be_unfinished => read.live.push(LiveObject {
                     component: component::of(&id.group, &id.kind),
                     id,
                     uid,
@@ -245,7 +259,7 @@ impl LiveReader<'_> {
                 _ => whole.push(name),
             }
         }
-        Ok(whole)
+        whole
     }
 
     fn object(&self, kind: &WantedKind, collection: &Collection, text: &[u8], read: &mut Read) -> Result<(), Failure> {
@@ -291,11 +305,6 @@ impl LiveReader<'_> {
         });
         Ok(())
     }
-}
-
-/// Whether its metadata may name [`write::RESTORING`] as an owner.
-fn may_be_unfinished(metadata: &[u8]) -> bool {
-    std::str::from_utf8(metadata).is_ok_and(|text| text.contains(write::RESTORING))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(text: &[u8], collection: &Collection) -> Result<T, cluster::Error> {

@@ -75,6 +75,7 @@ struct Planner {
     executions: Tasks<Ran>,
     running: Lock<HashMap<String, Running>>,
     queue: Queue,
+    read: Arc<gather::ReadBefore>,
     /// Namespace and name of a request that is to be looked at.
     changed: mpsc::UnboundedSender<(String, String)>,
 }
@@ -92,6 +93,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
         catalog: Arc::default(),
         running: Lock::default(),
         queue: Queue::default(),
+        read: Arc::default(),
         changed,
     });
     let looks = UnboundedReceiverStream::new(looks).map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
@@ -280,7 +282,7 @@ impl Planner {
             &request.uid().unwrap_or_default(),
             request.namespace().unwrap_or_default(),
             request.name_any(),
-            async move { Box::pin(plan::make(&planner.context, &planner.catalog, &job)).await },
+            async move { Box::pin(plan::make(&planner.context, &planner.catalog, &planner.read, &job)).await },
         );
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use tokio::sync::Mutex;
 
 use super::{
     gate::{self, Approved},
-    gather::{self, Sides},
+    gather::{self, CapturedObject, ReadBefore, Sides},
     preflight, target, written,
 };
 use crate::{
@@ -28,6 +29,7 @@ use crate::{
     controller::{
         approval_request::{self, Asking},
         context::Context,
+        tasks,
     },
     domain::{
         approval::policy::{Chosen, NoRoute, Traits},
@@ -128,6 +130,7 @@ impl Made {
 pub(super) async fn make(
     context: &Context,
     catalog: &Mutex<Catalog>,
+    read: &Arc<ReadBefore>,
     request: &RollbackRequest,
 ) -> Result<Written, Failure> {
     let repository = super::repository(context)?;
@@ -150,7 +153,7 @@ pub(super) async fn make(
     let verified = preflight::verify_contents(&repository, &resolved);
     let compared = Instant::now();
     let known = PutBack::new();
-    let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target, &known).await?;
+    let (made, bound) = from_live(context, catalog, request, &resolved, Aim::Target, &known, &[]).await?;
     let (mut checks, put_back) = preflight::check(context, request, &resolved, verified, &made.sides, &bound).await?;
     let (made, bound) = if put_back.is_empty() {
         (made, bound)
@@ -167,41 +170,39 @@ pub(super) async fn make(
         .collect();
     let empty = bound.is_empty();
     let to_keep = !empty || !made.facts.put_back.is_empty();
-    if obstacles.is_empty() && to_keep && !request.spec.dry_run {
-        // What an approval will be bound to is kept before anybody is asked: the gate compares with it.
+    // What an approval will be bound to is kept before anybody is asked: the gate compares with it.
+    let kept = async {
+        if !obstacles.is_empty() || !to_keep || request.spec.dry_run {
+            return Ok(());
+        }
         let name = items_name(request, bound.digest());
         let approved = Approved {
             namespace_uid: gate::namespace_uid(context, request).await?.unwrap_or_default(),
             items: bound.bound_items().to_vec(),
             put_back: put_back::to_entries(made.facts.put_back.clone()),
         };
-        repository
-            .put_document(Room::Plans, &name, &approved)
-            .await
-            .map_err(|e| super::store_failure(&e))?;
+        let put = repository.put_document(Room::Plans, &name, &approved).await;
+        put.map(drop).map_err(|e| super::store_failure(&e))
+    };
+    let written = written::write(context, &repository, request, &bound, &made, checks, &readable);
+    let (plan, ()) = futures::try_join!(Box::pin(written), kept)?;
+    // Made for the target, which chooses.
+    let route = made.route.clone().unwrap_or(Err(NoRoute::NoMatchingPolicy));
+    let Made { sides, .. } = made;
+    let Sides { captured, live, .. } = sides;
+    if route.is_ok() && obstacles.is_empty() && !empty && !request.spec.dry_run {
+        read.keep(request.uid().unwrap_or_default(), captured);
+    } else {
+        tasks::let_go(captured);
     }
-    let Made { risk, route, sides, .. } = made;
-    let (sides, readable) = (&sides, &readable);
-    let plan = written::write(
-        context,
-        &repository,
-        request,
-        &resolved,
-        &bound,
-        risk,
-        checks,
-        sides,
-        readable,
-    )
-    .await?;
+    tasks::let_go((live, bound, readable));
     Ok(Written {
         resolved,
         plan,
         obstacles,
         empty,
         compared,
-        // Made for the target, which chooses.
-        route: route.unwrap_or(Err(NoRoute::NoMatchingPolicy)),
+        route,
     })
 }
 
@@ -220,7 +221,8 @@ pub(super) async fn put_back(repository: &Repository, request: &RollbackRequest)
     Ok(approved.map(|approved| approved.put_back()).unwrap_or_default())
 }
 
-/// A plan from what the Snapshot holds and what is live now, given what the server puts back. Nothing is written.
+/// A plan from what the Snapshot holds and what is live now, given what the server puts back, and what of the Snapshot was read
+/// `before`. Nothing is written.
 pub(super) async fn from_live(
     context: &Context,
     catalog: &Mutex<Catalog>,
@@ -228,6 +230,7 @@ pub(super) async fn from_live(
     resolved: &ResolvedSnapshot,
     aim: Aim<'_>,
     put_back: &PutBack,
+    before: &[CapturedObject],
 ) -> Result<(Made, Plan<Bound>), Failure> {
     let repository = super::repository(context)?;
     let manifest = repository
@@ -246,7 +249,17 @@ pub(super) async fn from_live(
     let namespace = request.namespace().unwrap_or_default();
     let pins = pins(request, &extras);
     let whole = !pins.is_empty();
-    let sides = gather::sides(context, catalog, &repository, &manifest, &extras, &namespace, whole).await?;
+    let sides = gather::sides(
+        context,
+        catalog,
+        &repository,
+        &manifest,
+        &extras,
+        &namespace,
+        whole,
+        before,
+    )
+    .await?;
     let options = match aim {
         Aim::Target | Aim::Rest(_) => options(request, &extras, &sides)?,
         Aim::Undo(wrote, _) => undo_options(request, wrote),

@@ -201,7 +201,7 @@ pub(super) async fn missing_rights(
         return Ok(vec!["anything: spec.requestedBy names nobody".into()]);
     };
     let namespace = request.namespace().unwrap_or_default();
-    let mut wanted: BTreeMap<Question, BTreeSet<String>> = BTreeMap::new();
+    let mut wanted = Wanted::new();
     for item in plan.items() {
         let verbs: &[&'static str] = match &item.action {
             Action::Create => &["create"],
@@ -215,17 +215,11 @@ pub(super) async fn missing_rights(
             continue;
         };
         for verb in verbs {
-            let question = Question {
-                verb,
-                group: item.id.group.clone(),
-                resource: kind.plural.clone(),
-                namespace: namespace.clone(),
-                name: None,
-            };
-            wanted.entry(question).or_default().insert(item.id.name.clone());
+            let right = (*verb, item.id.group.as_str(), kind.plural.as_str());
+            wanted.entry(right).or_default().push(&item.id.name);
         }
     }
-    refused(context, Some(&who), wanted).await
+    refused(context, Some(&who), &namespace, wanted).await
 }
 
 async fn allowed(context: &Context, who: Option<&Identity>, question: &Question) -> crate::cluster::Result<bool> {
@@ -235,38 +229,59 @@ async fn allowed(context: &Context, who: Option<&Identity>, question: &Question)
     }
 }
 
-/// What `who`, or the operator itself, may not do.
+/// Rights by verb, group and resource, and the names of the objects that they are needed for.
+pub(super) type Wanted<'a> = BTreeMap<(&'static str, &'a str, &'a str), Vec<&'a str>>;
+
+/// What `who`, or the operator itself, may not do in `namespace`.
 pub(super) async fn refused(
     context: &Context,
     who: Option<&Identity>,
-    wanted: BTreeMap<Question, BTreeSet<String>>,
+    namespace: &str,
+    wanted: Wanted<'_>,
 ) -> Result<Vec<String>, Failure> {
-    let answers: Vec<Vec<String>> = stream::iter(wanted)
-        .map(|(question, objects)| async move {
-            if allowed(context, who, &question).await? {
-                return Ok(Vec::new());
-            }
-            // `create` is never granted by name.
-            if question.verb == "create" {
-                return Ok(vec![question.to_string()]);
-            }
-            let mut refused = Vec::new();
-            for name in objects {
-                let one = Question {
-                    name: Some(name),
-                    ..question.clone()
-                };
-                if !allowed(context, who, &one).await? {
-                    refused.push(one.to_string());
-                }
-            }
-            Ok::<_, crate::cluster::Error>(refused)
+    let reviews: Vec<_> = wanted
+        .into_iter()
+        .map(|((verb, group, resource), names)| {
+            let question = Question {
+                verb,
+                group: group.to_owned(),
+                resource: resource.to_owned(),
+                namespace: namespace.to_owned(),
+                name: None,
+            };
+            refused_one(context, who, question, names)
         })
-        .buffer_unordered(REVIEWS)
-        .try_collect()
-        .await?;
+        .collect();
+    let answers: Vec<Vec<String>> = stream::iter(reviews).buffer_unordered(REVIEWS).try_collect().await?;
     let mut refused: Vec<String> = answers.into_iter().flatten().collect();
     refused.sort();
+    Ok(refused)
+}
+
+/// Asked for the whole resource, and by name where that is refused.
+async fn refused_one(
+    context: &Context,
+    who: Option<&Identity>,
+    question: Question,
+    names: Vec<&str>,
+) -> crate::cluster::Result<Vec<String>> {
+    if allowed(context, who, &question).await? {
+        return Ok(Vec::new());
+    }
+    // `create` is never granted by name.
+    if question.verb == "create" {
+        return Ok(vec![question.to_string()]);
+    }
+    let mut refused = Vec::new();
+    for name in BTreeSet::from_iter(names) {
+        let one = Question {
+            name: Some(name.to_owned()),
+            ..question.clone()
+        };
+        if !allowed(context, who, &one).await? {
+            refused.push(one.to_string());
+        }
+    }
     Ok(refused)
 }
 

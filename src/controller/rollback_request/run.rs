@@ -355,10 +355,14 @@ async fn permitted(
     };
     let aim = if used { Aim::Rest(policy) } else { Aim::Target };
     let put_back = approved.put_back();
+    let before = planner
+        .read
+        .take(&request.uid().unwrap_or_default())
+        .unwrap_or_default();
     // Neither needs the other, and the list of decisions waits for the server's cache.
     let (approval, live) = tokio::join!(
         approval_request::facts(context, request, &asked.request),
-        plan::from_live(context, &planner.catalog, request, &resolved, aim, &put_back)
+        plan::from_live(context, &planner.catalog, request, &resolved, aim, &put_back, &before)
     );
     match &approval.approval {
         Known::Is(found) if state::is_used(found.phase) == used => {}

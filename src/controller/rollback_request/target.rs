@@ -91,7 +91,7 @@ async fn live_version(
         Some(value) => serde_json::from_value(value).unwrap_or_default(),
         None => Extras::default(),
     };
-    let sides = gather::sides(context, catalog, repository, &manifest, &extras, namespace, false).await?;
+    let sides = gather::sides(context, catalog, repository, &manifest, &extras, namespace, false, &[]).await?;
     let entries: BTreeMap<&ObjectId, Digest> = sides
         .live
         .iter()

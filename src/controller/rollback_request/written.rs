@@ -8,11 +8,11 @@ use kube::{
 use rayon::prelude::*;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{gather::Sides, preflight};
+use super::{gather::Sides, plan::Made, preflight};
 use crate::{
     api::{
         RollbackPlan, RollbackPlanSpec, RollbackRequest, names, reasons,
-        reference::{ObjectReference, ResolvedSnapshot, Risk, UidReference},
+        reference::{ObjectReference, UidReference},
         rollback_plan::{PlanAction, PlanItem, PlanSummary, PlanTarget, PreflightResult},
     },
     capture::Failure,
@@ -34,33 +34,36 @@ const DIFF_BYTES: usize = 16 * 1024;
 const DETAIL: usize = 1000;
 /// Most items in it.
 const ITEMS: usize = 2000;
+/// Items in one that cannot hold all of them: those that matter most, so that there is room for differences.
+const FEW: usize = 500;
 /// Items whose differences are made at once, on every core.
 const SHOWN_AT_ONCE: usize = 256;
 /// Bytes of JSON after which a part of a whole plan is written: that much is held at once, and one item more.
 const PART_BYTES: usize = 4 << 20;
 
-/// Writes the plan; the same plan of the same request is written once. What does not fit is kept in the repository first.
-#[allow(clippy::too_many_arguments)]
+/// Writes the plan; the same plan of the same request is written once. What does not fit is kept in the repository.
 pub(super) async fn write(
     context: &Context,
     repository: &Repository,
     request: &RollbackRequest,
-    resolved: &ResolvedSnapshot,
     bound: &Plan<Bound>,
-    risk: Risk,
+    made: &Made,
     preflight: Vec<PreflightResult>,
-    sides: &Sides,
     readable: &preflight::Readable,
 ) -> Result<RollbackPlan, Failure> {
+    let (resolved, sides) = (&made.resolved, &made.sides);
     let digest = bound.digest();
-    let mut truncated = bound.items().len() > ITEMS;
-    let mut items = Vec::with_capacity(bound.items().len().min(ITEMS));
+    let chosen = chosen(bound.items().iter().map(|item| &item.action));
+    let mut truncated = chosen.len() < bound.items().len();
+    let mut items = Vec::with_capacity(chosen.len());
+    let mut chosen = chosen.into_iter().peekable();
     let mut parts = Parts::new(repository, request.uid().unwrap_or_default());
+    let mut at = 0..;
     for some in bound.items().chunks(SHOWN_AT_ONCE) {
         let shown: Vec<PlanItem> = some.par_iter().map(|item| shown(item, sides, readable)).collect();
-        for mut item in shown {
+        for (mut item, at) in shown.into_iter().zip(&mut at) {
             parts.add(&item).await.map_err(|e| super::store_failure(&e))?;
-            if items.len() < ITEMS {
+            if chosen.next_if_eq(&at).is_some() {
                 truncated |= cut_short(&mut item);
                 items.push(item);
             }
@@ -69,7 +72,6 @@ pub(super) async fn write(
     truncated |= fit(&mut items);
     let summary = bound.summary();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    let namespace = request.namespace().unwrap_or_default();
     let plan = RollbackPlan {
         metadata: ObjectMeta {
             name: Some(format!(
@@ -77,7 +79,7 @@ pub(super) async fn write(
                 request.name_any(),
                 digest.to_hex().chars().take(8).collect::<String>()
             )),
-            namespace: Some(namespace.clone()),
+            namespace: request.namespace(),
             owner_references: Some(vec![OwnerReference {
                 api_version: RollbackRequest::api_version(&()).into_owned(),
                 kind: RollbackRequest::kind(&()).into_owned(),
@@ -99,7 +101,7 @@ pub(super) async fn write(
                 digest: resolved.digest.clone(),
             },
             digest: digest.to_string(),
-            risk,
+            risk: made.risk.clone(),
             summary: PlanSummary {
                 create: count(summary.create),
                 update: count(summary.update),
@@ -115,10 +117,44 @@ pub(super) async fn write(
             truncated,
         },
     };
-    if truncated {
-        let kept = parts.keep(&plan, bound).await;
-        kept.map_err(|e| super::store_failure(&e))?;
+    // Nobody is asked before both are there.
+    let kept = async {
+        if truncated {
+            parts.keep(&plan, bound).await.map_err(|e| super::store_failure(&e))?;
+        }
+        Ok(())
+    };
+    let (written, ()) = tokio::try_join!(create(context, &plan), kept)?;
+    Ok(written)
+}
+
+/// Which items the object holds, in their order: all, or of too many those that matter most.
+fn chosen<'a>(actions: impl ExactSizeIterator<Item = &'a Action>) -> Vec<usize> {
+    if actions.len() <= ITEMS {
+        return (0..actions.len()).collect();
     }
+    let mut weighed: Vec<(u8, usize)> = actions.map(weight).zip(0..).collect();
+    weighed.sort_unstable();
+    let mut chosen: Vec<usize> = weighed.into_iter().take(FEW).map(|(_, at)| at).collect();
+    chosen.sort_unstable();
+    chosen
+}
+
+/// What takes something away comes first, what does nothing last.
+const fn weight(action: &Action) -> u8 {
+    match action {
+        Action::Delete => 0,
+        Action::Recreate(_) => 1,
+        Action::Restart(_) => 2,
+        Action::Update => 3,
+        Action::Create => 4,
+        Action::Skip(_) => 5,
+        Action::Keep(_) => 6,
+    }
+}
+
+async fn create(context: &Context, plan: &RollbackPlan) -> Result<RollbackPlan, Failure> {
+    let namespace = plan.namespace().unwrap_or_default();
     let api: Api<RollbackPlan> = Api::namespaced(context.client.clone(), &namespace);
     let name = plan.name_any();
     let what = format!("create rollbackplan {namespace}/{name}");
@@ -126,7 +162,7 @@ pub(super) async fn write(
         field_manager: Some(names::FIELD_MANAGER.into()),
         ..PostParams::default()
     };
-    match call::repeat(&what, call::DEADLINE, || api.create(&params, &plan)).await {
+    match call::repeat(&what, call::DEADLINE, || api.create(&params, plan)).await {
         Ok(written) => Ok(written),
         // Written by a process that did not live to say so: the name holds the digest.
         Err(error) if error.is_conflict() => {
@@ -367,6 +403,17 @@ mod tests {
         assert!(serde_json::to_vec(&json!(items)).unwrap().len() <= PLAN_BYTES + 1000);
         let mut short: Vec<_> = (0..3).map(item).collect();
         assert!(!fit(&mut short));
+    }
+
+    #[test]
+    fn of_too_many_items_those_that_take_something_away_are_shown_and_the_order_stays() {
+        let mut actions = vec![Action::Create; ITEMS];
+        assert_eq!(chosen(actions.iter()), (0..ITEMS).collect::<Vec<_>>());
+        actions.extend([Action::Delete, Action::Update]);
+        let shown = chosen(actions.iter());
+        assert_eq!(shown.len(), FEW);
+        assert_eq!(shown[..FEW - 2], (0..FEW - 2).collect::<Vec<_>>());
+        assert_eq!(shown[FEW - 2..], [ITEMS, ITEMS + 1]);
     }
 
     #[test]

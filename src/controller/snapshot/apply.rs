@@ -164,6 +164,7 @@ pub(super) fn submit(snapshot: &Snapshot, context: &Context) {
         name: snapshot.name_any(),
         namespace: snapshot.namespace().unwrap_or_default(),
         spec: Arc::new(snapshot.spec.clone()),
+        urgent: snapshot.spec.is_of_rollback(),
     });
     context
         .metrics

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
-use self::sink::RepositorySink;
+use self::sink::{Lane, RepositorySink};
 use super::queue::{CaptureFailure, CaptureOutcome, CaptureRequest, Captured};
 use crate::{
     api::{
@@ -171,16 +171,16 @@ async fn attempt(
         .map(|index| newest(&repository, &lineage_key(&requests[*index])))
         .collect();
     let mut lanes = Vec::new();
-    for ((record, previous), target) in newest
+    for (((record, previous), target), index) in newest
         .iter()
         .zip(Earlier::all(&repository, &newest).await)
         .zip(&targets)
+        .zip(&target_of)
     {
-        lanes.push((
-            writer.manifest(record.as_deref()).await?,
-            previous,
-            target.selection.secrets(),
-        ));
+        let request = &requests[*index];
+        let builder = writer.manifest(record.as_deref()).await?;
+        let answers = context.answers.of(&request.namespace, &request.name);
+        lanes.push(Lane::new(builder, previous, answers, target.selection.secrets()));
     }
     let sink = RepositorySink::new(&writer, lanes);
     let pass = Pass {

@@ -6,7 +6,6 @@ use std::{
     time::Instant,
 };
 
-use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::references;
@@ -20,16 +19,6 @@ use crate::{
     domain::lifecycle,
     repository::Repository,
 };
-
-#[derive(Deserialize)]
-struct OnlyUid {
-    metadata: Uid,
-}
-
-#[derive(Deserialize)]
-struct Uid {
-    uid: String,
-}
 
 /// Sweeps and tidies every `--maintenance-interval`, the first time right after the start.
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
@@ -210,13 +199,15 @@ async fn live_uids(context: &Context) -> cluster::Result<HashSet<String>> {
     };
     let mut uids = HashSet::new();
     let mut pager = Pager::start(context.client.clone(), collection, true);
-    while let Some(page) = pager.next().await? {
-        for raw in page.objects() {
-            let item: OnlyUid = serde_json::from_slice(raw).map_err(|source| cluster::Error::Unreadable {
-                what: "list snapshots".into(),
-                source,
-            })?;
-            uids.insert(item.metadata.uid);
+    while let Some(mut page) = pager.next().await? {
+        for metadata in page.take_metadata().into_iter().flatten() {
+            if metadata.uid.is_empty() {
+                // Contents of a Snapshot that is not seen would be taken for nobody's.
+                let what = "list snapshots".into();
+                let source = serde::de::Error::custom(format!("{} has no UID", metadata.name));
+                return Err(cluster::Error::Unreadable { what, source });
+            }
+            uids.insert(metadata.uid);
         }
     }
     Ok(uids)

@@ -35,6 +35,8 @@ pub struct CaptureRequest {
     pub namespace: String,
     /// What to capture.
     pub spec: Arc<SnapshotSpec>,
+    /// A rollback stands still until it is there, and no other one comes with it.
+    pub urgent: bool,
 }
 
 /// A capture that was committed.
@@ -197,6 +199,9 @@ impl Captures {
     /// Waits until nobody new comes and nobody is expected.
     async fn settle(&self) {
         let began = Instant::now();
+        if self.is_urgent() {
+            return;
+        }
         while began.elapsed() < LONGEST_WAIT && self.waiting() < MOST_IN_A_PASS {
             let quiet = if self.waiting() > 1 { QUIET } else { QUIET_ALONE };
             let quiet = tokio::time::timeout(quiet, self.arrived.notified()).await.is_err();
@@ -204,6 +209,15 @@ impl Captures {
                 return;
             }
         }
+    }
+
+    /// Whether all that wait are urgent, and nobody else is expected.
+    fn is_urgent(&self) -> bool {
+        self.lock().values().all(|entry| match entry {
+            Entry::Expected => false,
+            Entry::Waiting(request) => request.urgent,
+            Entry::Running | Entry::Ended(_) => true,
+        })
     }
 
     fn take(&self) -> Vec<CaptureRequest> {
@@ -233,7 +247,23 @@ mod tests {
             name: uid.into(),
             namespace: "shop".into(),
             spec: Arc::default(),
+            urgent: false,
         }
+    }
+
+    #[test]
+    fn what_a_rollback_waits_for_is_read_at_once_unless_others_are_due_with_it() {
+        let (captures, _ended) = Captures::new();
+        let urgent = |uid: &str| CaptureRequest {
+            urgent: true,
+            ..request(uid)
+        };
+        captures.submit(urgent("safety"));
+        assert!(captures.is_urgent());
+        captures.expect("scheduled");
+        assert!(!captures.is_urgent());
+        captures.submit(request("scheduled"));
+        assert!(!captures.is_urgent());
     }
 
     #[tokio::test]

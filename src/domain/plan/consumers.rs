@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{json, workload};
 use crate::domain::object::ObjectId;
@@ -26,16 +26,12 @@ impl ChangedConfig {
         }
         let mut keys = BTreeSet::new();
         for part in ["data", "binaryData", "stringData"] {
-            let entries = |object: Option<&Value>| {
-                object
-                    .and_then(|object| object.get(part))
-                    .and_then(Value::as_object)
-                    .cloned()
-                    .unwrap_or_default()
+            let (before, after) = (entries(live, part), entries(wanted, part));
+            let both = before.into_iter().chain(after).flat_map(Map::keys);
+            let differs = |key: &&String| {
+                before.and_then(|entries| entries.get(*key)) != after.and_then(|entries| entries.get(*key))
             };
-            let (before, after) = (entries(live), entries(wanted));
-            keys.extend(before.keys().filter(|key| before.get(*key) != after.get(*key)).cloned());
-            keys.extend(after.keys().filter(|key| !before.contains_key(*key)).cloned());
+            keys.extend(both.filter(differs).cloned());
         }
         let immutable = [live, wanted]
             .into_iter()
@@ -47,6 +43,10 @@ impl ChangedConfig {
             immutable,
         })
     }
+}
+
+fn entries<'a>(object: Option<&'a Value>, part: &str) -> Option<&'a Map<String, Value>> {
+    object?.get(part)?.as_object()
 }
 
 /// Whether the Pods of `workload` (canonical content) must be restarted to see `changed`.

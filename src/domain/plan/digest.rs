@@ -1,11 +1,12 @@
 //! What an approval is bound to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Action, Drafted, Item, Plan};
+use super::{Action, Drafted, Item, Plan, items::AT_ONCE};
 use crate::{
     api::rollback_request::Conflict,
     domain::object::{Digest, FingerprintKey, ObjectId, canonical},
@@ -127,14 +128,16 @@ pub fn plan_digest(binding: &Binding, items: &[BoundItem]) -> Digest {
         "policyDigest": binding.policy_digest,
         "hooks": binding.hooks,
         "tests": binding.tests,
-        "items": items,
+        "items": items.par_iter().with_min_len(AT_ONCE).map(|item| json!(item)).collect::<Vec<_>>(),
     }))
 }
 
 impl Plan<Drafted> {
     /// Binds the plan to what it is a plan of.
     pub fn bind(self, binding: Binding, key: &FingerprintKey) -> Plan<Bound> {
-        let items: Vec<BoundItem> = self.writes().map(|item| BoundItem::of(item, key)).collect();
+        let writes: Vec<&Item> = self.writes().collect();
+        let bound = writes.par_iter().with_min_len(AT_ONCE);
+        let items: Vec<BoundItem> = bound.map(|item| BoundItem::of(item, key)).collect();
         Plan {
             items: self.items,
             unchanged: self.unchanged,
@@ -177,10 +180,11 @@ impl Plan<Bound> {
     /// Objects that moved since `approved` was bound: another UID or live digest, or nothing was planned for them. With
     /// [`Conflict::KeepLive`] the plan is built again with these as [`super::Facts::drifted`].
     pub fn drifted_since(&self, approved: &[BoundItem]) -> Vec<ObjectId> {
+        let approved = ByObject::of(approved);
         objects(self.state.items.iter().filter(|now| {
-            !approved.iter().any(|then| {
-                then.object == now.object && then.live_uid == now.live_uid && then.live_digest == now.live_digest
-            })
+            !approved
+                .of_same(now)
+                .any(|then| then.live_uid == now.live_uid && then.live_digest == now.live_digest)
         }))
     }
 
@@ -194,14 +198,15 @@ impl Plan<Bound> {
             return Match::Different(Vec::new());
         }
         let now = &self.state.items;
+        let (by_then, by_now) = (ByObject::of(approved), ByObject::of(now));
         let more = objects(
             now.iter()
-                .filter(|item| !approved.iter().any(|then| item.is_within(then))),
+                .filter(|item| !by_then.of_same(item).any(|then| item.is_within(then))),
         );
         let less = objects(
             approved
                 .iter()
-                .filter(|then| !now.iter().any(|item| item.is_within(then))),
+                .filter(|then| !by_now.of_same(then).any(|item| item.is_within(then))),
         );
         match conflict {
             Conflict::KeepLive if more.is_empty() => Match::Narrower(less),
@@ -211,6 +216,23 @@ impl Plan<Bound> {
                 Match::Different(both.into_iter().collect())
             }
         }
+    }
+}
+
+/// Items by their object: one may have several.
+struct ByObject<'a>(HashMap<&'a ObjectId, Vec<&'a BoundItem>>);
+
+impl<'a> ByObject<'a> {
+    fn of(items: &'a [BoundItem]) -> Self {
+        let mut map: HashMap<&ObjectId, Vec<&BoundItem>> = HashMap::with_capacity(items.len());
+        for item in items {
+            map.entry(&item.object).or_default().push(item);
+        }
+        Self(map)
+    }
+
+    fn of_same(&self, item: &BoundItem) -> impl Iterator<Item = &'a BoundItem> {
+        self.0.get(&item.object).into_iter().flatten().copied()
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::domain::object::{Digest, ObjectId, canonical};
 
 /// Fewest objects that are worth another core.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 
 /// What a rollback would do. Every object in which live and snapshot differ is an item, whatever happens to it; objects that
 /// are equal are only counted.

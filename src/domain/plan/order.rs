@@ -1,6 +1,6 @@
 //! When things happen: the order of `rollback.md` §6 as numbers on items, and as steps of an execution.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
@@ -152,12 +152,13 @@ pub(super) fn assign(items: &mut [Item]) {
 
 /// Moves what cannot exist without another item behind it. Numbers only grow and are bounded, so circles end.
 fn follow(items: &mut [Item], among: impl Fn(&Action) -> bool) {
-    let at: BTreeMap<ObjectId, usize> = items
+    let at: HashMap<&ObjectId, usize> = items
         .iter()
         .enumerate()
         .filter(|(_, item)| among(&item.action))
-        .map(|(index, item)| (item.id.clone(), index))
+        .map(|(index, item)| (&item.id, index))
         .collect();
+    let has_namespace = at.keys().any(|id| id.group.is_empty() && id.kind == "Namespace");
     let definitions: BTreeMap<(&str, &str), usize> = items
         .iter()
         .enumerate()
@@ -172,14 +173,17 @@ fn follow(items: &mut [Item], among: impl Fn(&Action) -> bool) {
             let owners = content(item)
                 .into_iter()
                 .flat_map(|content| json::list(content, &["metadata", "ownerReferences"]))
-                .filter_map(|reference| at.get(&owner_id(reference)?).copied());
+                .filter_map(|reference| at.get(&owner_id(reference)?).copied())
+                .collect::<Vec<_>>();
             let definition = definitions
                 .get(&(item.id.group.as_str(), item.id.kind.as_str()))
                 .copied();
             let namespace = content(item)
+                .filter(|_| has_namespace)
                 .and_then(|content| json::text(content, &["metadata", "namespace"]))
                 .and_then(|name| at.get(&ObjectId::new("", "Namespace", name)).copied());
             owners
+                .into_iter()
                 .chain(definition)
                 .chain(namespace)
                 .filter(move |needed| *needed != index)

@@ -111,6 +111,16 @@ impl ImageResolver {
     /// Notes a workload whose images are wanted.
     pub fn workload(&mut self, info: &KindInfo, object: &Value) {
         let Some(pod) = pod_spec(info, object) else { return };
+        let containers = ["initContainers", "containers"]
+            .iter()
+            .flat_map(|field| list(&pod[*field]))
+            .filter_map(|c| Some((c["name"].as_str()?.to_owned(), c["image"].as_str()?.to_owned())))
+            .collect();
+        self.workload_of(info, object, containers);
+    }
+
+    /// The same, where `containers` and their images are known. Of `object` its metadata is looked at, and of a `StatefulSet` its status.
+    pub fn workload_of(&mut self, info: &KindInfo, object: &Value, containers: Vec<(String, String)>) {
         let metadata = &object["metadata"];
         let annotations = &metadata["annotations"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -127,14 +137,9 @@ impl ImageResolver {
             "CronJob" => (Kind::CronJob, String::new()),
             _ => (Kind::Direct, String::new()),
         };
-        let containers = ["initContainers", "containers"]
-            .iter()
-            .flat_map(|field| list(&pod[*field]))
-            .filter_map(|c| Some((c["name"].as_str()?.to_owned(), c["image"].as_str()?.to_owned())))
-            .collect();
         self.workloads.push(Workload {
             kind,
-            display: format!("{}/{}", info.kind, metadata["name"].as_str().unwrap_or_default()),
+            display: workload_name(info, metadata["name"].as_str().unwrap_or_default()),
             uid: text(&metadata["uid"]),
             revision,
             containers,
@@ -198,6 +203,11 @@ impl ImageResolver {
             }
         }
     }
+}
+
+/// `Deployment/web`, as [`ImageStatus::workload`] says it.
+pub fn workload_name(info: &KindInfo, name: &str) -> String {
+    format!("{}/{name}", info.kind)
 }
 
 /// The digest behind image ids as runtimes report them: `repo@sha256:…`, `docker-pullable://repo@sha256:…` or a bare `sha256:…`.

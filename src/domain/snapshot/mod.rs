@@ -8,7 +8,7 @@ mod skips;
 mod verdict;
 
 pub use extras::{Extras, KindRead};
-pub use images::ImageResolver;
+pub use images::{ImageResolver, workload_name};
 pub use references::References;
 pub(in crate::domain) use selection::matches_glob;
 pub use selection::{Selection, SelectionError};

@@ -160,7 +160,7 @@ impl Work<'_> {
         let client = &self.execution.context.client;
         match tokio::time::timeout_at(self.deadline, write::perform(client, place, &calls, false)).await {
             Ok(Ok(written)) => {
-                self.wrote(item, &written);
+                self.wrote(item, written);
                 Ok(Ok(()))
             }
             Ok(Err(error)) => Ok(Err(error)),
@@ -261,7 +261,7 @@ impl Work<'_> {
         let text = |field: &str| raw["metadata"][field].as_str().unwrap_or_default().to_owned();
         self.wrote(
             item,
-            &Written {
+            Written {
                 uid: text("uid"),
                 resource_version: text("resourceVersion"),
                 object: raw.clone().into(),

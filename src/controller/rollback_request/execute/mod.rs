@@ -11,7 +11,10 @@ mod steps;
 mod undo;
 mod work;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -30,7 +33,7 @@ use crate::{
         rollback_request::{ItemFailure, OnFailure, RollbackPhase},
     },
     capture::{Catalog, Failure},
-    controller::context::Context,
+    controller::{context::Context, tasks},
     domain::{
         approval::ExecutionPermit,
         object::{Digest, ObjectId},
@@ -162,7 +165,7 @@ struct Before {
 
 impl Before {
     fn of(request: &RollbackRequest, plan: &Plan<Bound>, approved: &[BoundItem], kept: &[ObjectId]) -> Self {
-        let left: BTreeSet<&ObjectId> = plan.writes().map(|item| &item.id).collect();
+        let left: HashSet<&ObjectId> = plan.writes().map(|item| &item.id).collect();
         let done: BTreeSet<ObjectId> = approved
             .iter()
             .filter(|item| item.action != Action::Restart(Vec::new()).name())
@@ -228,6 +231,8 @@ pub(super) async fn run(execution: &Execution, made: Made, permit: ExecutionPerm
         None => reached(&work).await,
         Some(stop) => not_reached(&work, &stop, &approved, before, &id).await,
     };
+    drop(work);
+    tasks::let_go((made, plan));
     execution.report.skip_the_rest();
     tracing::info!(
         namespace = request.namespace(),
@@ -279,7 +284,7 @@ async fn comparing(execution: &Execution) -> Result<Outcome, Failure> {
     // It is not executed, so what it would be approved by does not matter.
     let aim = plan::Aim::Rest(Digest::of(&[]));
     let put_back = plan::put_back(&repository(context)?, request).await?;
-    let (made, plan) = plan::from_live(context, catalog, request, &execution.resolved, aim, &put_back).await?;
+    let (made, plan) = plan::from_live(context, catalog, request, &execution.resolved, aim, &put_back, &[]).await?;
     if let Some(item) = plan.writes().next() {
         let message = format!("{} changed since it was planned; make a new request", item.id);
         return Ok(Outcome::new(RollbackPhase::Failed, reasons::DRIFT, message));

@@ -157,6 +157,9 @@ impl Work<'_> {
             },
             status: None,
         };
+        if let (Kind::Result, Some(answers)) = (kind, &self.answers) {
+            context.answers.leave(&self.namespace, &snapshot.name_any(), answers);
+        }
         let api = self.snapshots();
         let what = format!("create snapshot {}/{}", self.namespace, snapshot.name_any());
         let params = PostParams {

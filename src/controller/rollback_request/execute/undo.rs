@@ -175,7 +175,7 @@ impl Work<'_> {
         };
         let aim = plan::Aim::Undo(wrote, policy);
         let (catalog, put_back) = (&self.execution.catalog, approved.put_back());
-        let (made, plan) = plan::from_live(context, catalog, request, &safety.resolved, aim, &put_back)
+        let (made, plan) = plan::from_live(context, catalog, request, &safety.resolved, aim, &put_back, &[])
             .await
             .map_err(failed)?;
         let gate = gate::facts(context, request, &made, &plan, &approval, &approved).await;

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -27,7 +27,10 @@ use crate::{
     },
     capture::{Failure, WantedKind},
     cluster::{Class, write::Written},
-    controller::rollback_request::{live::LiveObject, repository, store_failure, verify},
+    controller::{
+        answers::Answers,
+        rollback_request::{live::LiveObject, repository, store_failure, verify},
+    },
     domain::{
         health::{progress, progress_deadline},
         object::ObjectId,
@@ -47,7 +50,7 @@ pub(super) struct Work<'a> {
     /// What is served.
     pub kinds: Cow<'a, Kinds>,
     /// What was live when the plan was made.
-    pub live: BTreeMap<&'a ObjectId, &'a LiveObject>,
+    pub live: HashMap<&'a ObjectId, &'a LiveObject>,
     /// What the snapshot that it leads to holds besides objects.
     pub extras: Cow<'a, Extras>,
     /// The mark of restarts.
@@ -56,6 +59,8 @@ pub(super) struct Work<'a> {
     pub cancel: CancellationToken,
     /// Items of the way back are no items of the plan.
     pub is_back: bool,
+    /// For the snapshot afterwards; `None` where there will be none.
+    pub answers: Option<Arc<Answers>>,
     on_failure: OnFailure,
     state: Mutex<State>,
 }
@@ -63,9 +68,9 @@ pub(super) struct Work<'a> {
 #[derive(Default)]
 struct State {
     /// UIDs of objects that this execution brought about: others may name them as owners.
-    created: BTreeMap<ObjectId, String>,
+    created: HashMap<ObjectId, String>,
     /// Objects that this execution wrote, or may have written.
-    touched: BTreeSet<ObjectId>,
+    touched: HashSet<ObjectId>,
     /// Workloads that have to become healthy.
     rollouts: BTreeMap<ObjectId, Rollout>,
     /// Workloads as they were when they were healthy.
@@ -74,7 +79,7 @@ struct State {
     excepted: BTreeSet<ObjectId>,
 }
 
-fn by_id(made: &Made) -> BTreeMap<&ObjectId, &LiveObject> {
+fn by_id(made: &Made) -> HashMap<&ObjectId, &LiveObject> {
     made.sides.live.iter().map(|live| (&live.id, live)).collect()
 }
 
@@ -85,6 +90,7 @@ impl<'a> Work<'a> {
             kinds: Cow::Borrowed(&made.sides.kinds),
             live: by_id(made),
             extras: Cow::Borrowed(&made.extras),
+            answers: execution.request.spec.result_snapshot.then(Arc::default),
             on_failure: execution.request.spec.on_failure,
             ..Self::bare(execution)?
         })
@@ -128,12 +134,13 @@ impl<'a> Work<'a> {
             namespace: execution.request.namespace().unwrap_or_default(),
             lineage: record.lineage_key(),
             kinds: Cow::Owned(Kinds::new()),
-            live: BTreeMap::new(),
+            live: HashMap::new(),
             extras: Cow::Owned(Extras::default()),
             restarted_at: execution.started,
             deadline: execution.deadline,
             cancel: execution.cancel.clone(),
             is_back: false,
+            answers: None,
             on_failure: OnFailure::Stop,
             state: Mutex::default(),
         })
@@ -216,14 +223,20 @@ impl<'a> Work<'a> {
 
     /// Objects that this execution wrote, or may have written.
     pub(super) fn touched(&self) -> BTreeSet<ObjectId> {
-        self.lock().touched.clone()
+        self.lock().touched.iter().cloned().collect()
     }
 
     /// `item` was brought about.
-    pub(super) fn wrote(&self, item: &Item, written: &Written) {
-        if is_write(&item.action) {
-            self.lock().created.insert(item.id.clone(), written.uid.clone());
+    pub(super) fn wrote(&self, item: &Item, written: Written) {
+        if !is_write(&item.action) {
+            return;
+        }
+        self.lock().created.insert(item.id.clone(), written.uid);
+        if is_waited_for(&item.id) {
+            // Its controller writes to it at once, so that the answer tells nothing of it as it will be.
             self.rolls_out(&item.id, &written.object);
+        } else if let (Some(answers), Ok(kind)) = (&self.answers, self.kind(&item.id)) {
+            answers.note(kind, written.object.into_value());
         }
     }
 

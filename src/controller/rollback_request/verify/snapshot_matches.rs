@@ -96,7 +96,7 @@ async fn may_differ(look: &Look<'_>, differences: &Differences) -> Result<BTreeS
     // The policy is part of what an approval is bound to, and this plan is never approved.
     let aim = Aim::Rest(Digest::of(&[]));
     let put_back = plan::put_back(&repository(context)?, request).await?;
-    let (_, plan) = plan::from_live(context, catalog, request, resolved, aim, &put_back).await?;
+    let (_, plan) = plan::from_live(context, catalog, request, resolved, aim, &put_back, &[]).await?;
     let written: BTreeSet<&ObjectId> = plan.writes().map(|item| &item.id).collect();
     Ok(differences
         .objects()

@@ -1,6 +1,9 @@
 //! Writes what a pass reads into the repository, and tells the pass what it need not read again.
 
-use std::collections::{BTreeMap, HashMap, HashSet, hash_map};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, hash_map},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use futures::future;
@@ -10,20 +13,46 @@ use super::store_failure;
 use crate::{
     api::snapshot::SecretsMode,
     capture::{Failure, Identity, Item, Known, Observed, Sink, WantedKind},
-    controller::earlier::{Earlier, Walk, header},
+    controller::{
+        answers::Answers,
+        earlier::{Earlier, Walk, header},
+    },
     domain::snapshot::KindRead,
     repository::{self, Entry, FrameGroup, KindHeader, ManifestBuilder, Writer, uid_mark},
 };
 
-/// One target: its manifest as it grows, and the one before.
-struct Lane {
+/// One target: its manifest as it grows, and what is known of its objects.
+pub(super) struct Lane {
     builder: Mutex<ManifestBuilder>,
     previous: Option<Earlier>,
+    answers: Option<Arc<Answers>>,
     secrets: SecretsMode,
     read: Mutex<BTreeMap<String, KindRead>>,
 }
 
 impl Lane {
+    /// A manifest, the snapshot before, what a rollback was answered, and what the target does with Secrets.
+    pub fn new(
+        builder: ManifestBuilder,
+        previous: Option<Earlier>,
+        answers: Option<Arc<Answers>>,
+        secrets: SecretsMode,
+    ) -> Self {
+        Self {
+            builder: Mutex::new(builder),
+            previous,
+            answers,
+            secrets,
+            read: Mutex::default(),
+        }
+    }
+
+    /// What a rollback was answered of objects of `kind`.
+    fn answers(&self, kind: &WantedKind) -> Option<&Answers> {
+        // They do not say which images they run.
+        self.answers.as_deref().filter(|_| !kind.runs_images())
+    }
+
     /// The snapshot before, if it read `kind` by the same rules.
     fn reusable(&self, kind: &WantedKind) -> Option<(&Earlier, u64)> {
         let previous = self.previous.as_ref()?;
@@ -41,20 +70,11 @@ pub(super) struct RepositorySink<'a> {
 }
 
 impl<'a> RepositorySink<'a> {
-    /// One target after the other: its manifest, the snapshot before, and what it does with Secrets.
-    pub fn new(
-        writer: &'a Writer,
-        targets: impl IntoIterator<Item = (ManifestBuilder, Option<Earlier>, SecretsMode)>,
-    ) -> Self {
-        let lane = |(builder, previous, secrets)| Lane {
-            builder: Mutex::new(builder),
-            previous,
-            secrets,
-            read: Mutex::default(),
-        };
+    /// One target after the other.
+    pub fn new(writer: &'a Writer, lanes: Vec<Lane>) -> Self {
         Self {
             writer,
-            lanes: targets.into_iter().map(lane).collect(),
+            lanes,
             walks: Mutex::default(),
         }
     }
@@ -74,6 +94,16 @@ impl<'a> RepositorySink<'a> {
         walks: &mut Walks,
         object: &Identity,
     ) -> repository::Result<Option<Known>> {
+        // What was lost from the store is read again, which mends it.
+        let is_kept = |known: &Known| {
+            self.writer.contains(&known.content) && known.beside.is_none_or(|beside| self.writer.contains(&beside))
+        };
+        let answered = lane
+            .answers(kind)
+            .and_then(|answers| answers.find(kind, lane.secrets, object));
+        if let Some(known) = answered.filter(is_kept) {
+            return Ok(Some(known));
+        }
         let Some((previous, _)) = lane.reusable(kind) else {
             return Ok(None);
         };
@@ -91,10 +121,7 @@ impl<'a> RepositorySink<'a> {
             size: entry.size,
             beside: entry.beside,
         });
-        // What was lost from the store is read again, which mends it.
-        Ok(known.filter(|known| {
-            self.writer.contains(&known.content) && known.beside.is_none_or(|beside| self.writer.contains(&beside))
-        }))
+        Ok(known.filter(is_kept))
     }
 
     async fn entry(&self, kind: &WantedKind, item: Item) -> repository::Result<(usize, Entry)> {
@@ -152,8 +179,14 @@ impl Sink for RepositorySink<'_> {
     fn expects(&self, kind: &WantedKind, targets: &[usize]) -> u64 {
         targets
             .iter()
-            .filter_map(|target| self.lanes[*target].reusable(kind))
-            .map(|(_, objects)| objects)
+            .map(|target| {
+                let lane = &self.lanes[*target];
+                let before = lane.reusable(kind).map_or(0, |(_, objects)| objects);
+                let answers = lane
+                    .answers(kind)
+                    .map_or(0, |answers| answers.holds(kind, lane.secrets));
+                before.max(answers)
+            })
             .sum()
     }
 
@@ -182,6 +215,10 @@ impl Sink for RepositorySink<'_> {
         }
         self.walks.lock().await.insert(kind.display(), walks);
         Ok(known)
+    }
+
+    fn images(&self, target: usize, workload: &str) -> Option<&[(String, String)]> {
+        self.lanes[target].previous.as_ref()?.images(workload)
     }
 
     async fn take_all(&self, kind: &WantedKind, items: Vec<Item>) -> Result<(), Failure> {
