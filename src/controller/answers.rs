@@ -6,16 +6,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::{
     api::snapshot::SecretsMode,
-    capture::{Identity, Known, WantedKind},
+    capture::{Identity, WantedKind},
     domain::object::{Digest, SecretValues, normalise},
     repository::uid_mark,
 };
 
-/// Objects as they were answered, by kind and name. Some hundred bytes an object; contents are not kept.
+/// Objects as they were answered, by kind and name. About a kibibyte an object: who owns which field; contents are not kept.
 #[derive(Default)]
 pub struct Answers(Mutex<HashMap<String, Kind>>);
 
@@ -28,7 +29,18 @@ struct Kind {
 struct Answer {
     uid: String,
     resource_version: String,
-    known: Known,
+    answered: Answered,
+}
+
+/// What was answered of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Address of its normalised content.
+    pub content: Digest,
+    /// Bytes of its normalised content.
+    pub size: u32,
+    /// What is kept beside it: owners may be others than were captured.
+    pub beside: Option<Bytes>,
 }
 
 impl Answers {
@@ -43,10 +55,10 @@ impl Answers {
             return;
         };
         let answer = Answer {
-            known: Known {
+            answered: Answered {
                 content: normal.digest(),
                 size: u32::try_from(normal.content.len()).unwrap_or(u32::MAX),
-                beside: normal.beside.as_deref().map(|bytes| Digest::of(bytes).into()),
+                beside: normal.beside.map(Into::into),
             },
             uid: uid_mark(&normal.uid),
             resource_version: normal.resource_version,
@@ -70,12 +82,15 @@ impl Answers {
     }
 
     /// What is known of the same object at the same resource version.
-    pub fn find(&self, kind: &WantedKind, secrets: SecretsMode, object: &Identity) -> Option<Known> {
+    pub fn find(&self, kind: &WantedKind, secrets: SecretsMode, object: &Identity) -> Option<Answered> {
         let is_same = |answer: &&Answer| {
             answer.uid == uid_mark(&object.uid) && answer.resource_version == object.resource_version
         };
         self.of(kind, secrets, |objects| {
-            objects.get(&object.name).filter(is_same).map(|answer| answer.known)
+            objects
+                .get(&object.name)
+                .filter(is_same)
+                .map(|answer| answer.answered.clone())
         })
         .flatten()
     }

@@ -18,7 +18,7 @@ use crate::{
         earlier::{Earlier, Walk, header},
     },
     domain::snapshot::KindRead,
-    repository::{self, Entry, FrameGroup, KindHeader, ManifestBuilder, Writer, uid_mark},
+    repository::{self, Entry, FrameGroup, KindHeader, ManifestBuilder, ShortDigest, Writer, uid_mark},
 };
 
 /// One target: its manifest as it grows, and what is known of its objects.
@@ -101,8 +101,12 @@ impl<'a> RepositorySink<'a> {
         let answered = lane
             .answers(kind)
             .and_then(|answers| answers.find(kind, lane.secrets, object));
-        if let Some(known) = answered.filter(is_kept) {
-            return Ok(Some(known));
+        if let Some(answered) = answered.filter(|answered| self.writer.contains(&answered.content)) {
+            return Ok(Some(Known {
+                content: answered.content,
+                size: answered.size,
+                beside: self.put_beside(kind, answered.beside.as_deref()).await?,
+            }));
         }
         let Some((previous, _)) = lane.reusable(kind) else {
             return Ok(None);
@@ -122,6 +126,12 @@ impl<'a> RepositorySink<'a> {
             beside: entry.beside,
         });
         Ok(known.filter(is_kept))
+    }
+
+    async fn put_beside(&self, kind: &WantedKind, bytes: Option<&[u8]>) -> repository::Result<Option<ShortDigest>> {
+        let Some(bytes) = bytes else { return Ok(None) };
+        let group = FrameGroup::beside(&kind.info.group, &kind.info.kind);
+        Ok(Some(self.writer.put(group, bytes).await?.0.into()))
     }
 
     async fn entry(&self, kind: &WantedKind, item: Item) -> repository::Result<(usize, Entry)> {
@@ -154,10 +164,7 @@ impl<'a> RepositorySink<'a> {
             .writer
             .put(FrameGroup::content(group, name), &object.content)
             .await?;
-        let beside = match &object.beside {
-            Some(bytes) => Some(self.writer.put(FrameGroup::beside(group, name), bytes).await?.0.into()),
-            None => None,
-        };
+        let beside = self.put_beside(kind, object.beside.as_deref()).await?;
         let entry = Entry {
             name: object.name,
             content,
